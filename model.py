@@ -1,0 +1,398 @@
+"""The whole GPT-2: embeddings, blocks, loss, generation, and its weights from and to files.
+
+Notable, against what one may know from other GPTs:
+- it is GPT-2 to the letter (Radford et al. 2019), so that whatever is trained here opens in every
+  tool that runs GPT-2: learned positions, LayerNorm before each half of a block (eps 1e-5), the
+  tanh form of GELU, biases, and one matrix for the token embedding and the output layer
+- attention is PyTorch's scaled_dot_product_attention, which picks the fastest kernel it has
+- a large vocabulary never has the logits of all positions in memory at once (GPT.loss)
+"""
+
+import math
+import zipfile
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+# Shapes by name: GPT-2's four as OpenAI published them; GPT-3's eight from Table 2.1 of Brown et
+# al. 2020, but for two rows whose heads don't fit their width: 16 heads for 1.3B's 24, which make
+# the table's 128 a head, and a width of 5120 for 13B's 5140.
+SIZES = {
+    "gpt2": dict(n_layer=12, n_head=12, n_embd=768),
+    "gpt2-medium": dict(n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": dict(n_layer=36, n_head=20, n_embd=1280),
+    "gpt2-xl": dict(n_layer=48, n_head=25, n_embd=1600),
+    "gpt3-125m": dict(n_layer=12, n_head=12, n_embd=768, block_size=2048),
+    "gpt3-350m": dict(n_layer=24, n_head=16, n_embd=1024, block_size=2048),
+    "gpt3-760m": dict(n_layer=24, n_head=16, n_embd=1536, block_size=2048),
+    "gpt3-1.3b": dict(n_layer=24, n_head=16, n_embd=2048, block_size=2048),
+    "gpt3-2.7b": dict(n_layer=32, n_head=32, n_embd=2560, block_size=2048),
+    "gpt3-6.7b": dict(n_layer=32, n_head=32, n_embd=4096, block_size=2048),
+    "gpt3-13b": dict(n_layer=40, n_head=40, n_embd=5120, block_size=2048),
+    "gpt3-175b": dict(n_layer=96, n_head=96, n_embd=12288, block_size=2048),
+}
+
+
+@dataclass
+class GPTConfig:
+    block_size: int = 1024  # longest context, in tokens
+    vocab_size: int = 50257
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768  # width of the residual stream
+    dropout: float = 0.0
+    bias: bool = True  # biases in the linear layers and LayerNorms, as GPT-2 has them
+
+    def __post_init__(self):
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} can't be divided among n_head={self.n_head} "
+                             "heads: make it a multiple")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: expected from 0 to below 1")
+
+
+def choose_device(device="auto", dtype="auto", compile="auto"):
+    """Turn the three settings into (torch.device, torch.dtype, bool).
+
+    Raises ValueError for a device that is not there and for values that are none.
+    """
+    if device == "auto":
+        device = ("cuda" if torch.cuda.is_available()
+                  else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={device!r} can't be used here: {str(error).splitlines()[0]}; "
+                         "expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
+    device = torch.device(device)
+    if dtype == "auto":
+        dtype = "float32"
+        if device.type == "cuda":
+            dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
+    if compile not in ("auto", True, False):
+        raise ValueError(f"compile={compile!r}: expected 'auto', True or False")
+    return device, getattr(torch, dtype), device.type == "cuda" if compile == "auto" else compile
+
+
+# ---- the network --------------------------------------------------------------------------------
+
+class Attention(nn.Module):
+    """Every position looks back at the positions up to itself and takes a weighted mean of them."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, past=None, position=0):  # (B, T, C) -> (B, T, C)
+        B, T, C = x.shape
+        # (B, T, 3C) -> three of (B, n_head, T, head_dim)
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        if past is not None:  # (2, B, n_head, block_size, head_dim): keys and values so far
+            past[0, :, :, position:position + T] = k
+            past[1, :, :, position:position + T] = v
+            k, v = past[:, :, :, :position + T]
+        y = F.scaled_dot_product_attention(
+            q, k, v, is_causal=T > 1, dropout_p=self.dropout if self.training else 0.0)
+        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x, past=None, position=0):  # (B, T, C) -> (B, T, C)
+        x = x + self.attn(self.ln_1(x), past, position)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Cache:
+    """The keys and values of the tokens read so far, so that each token is read only once.
+
+    A position looks back at keys and values of earlier positions, and these never change: what
+    comes later can't reach back. So each layer keeps them, and a new token costs one position's
+    work in place of the whole text's.
+    """
+
+    def __init__(self, model, batch_size):
+        config, weight = model.config, model.lm_head.weight
+        # (n_layer, keys and values, B, n_head, block_size, head_dim)
+        self.past = torch.empty(
+            config.n_layer, 2, batch_size, config.n_head, config.block_size,
+            config.n_embd // config.n_head, device=weight.device, dtype=weight.dtype)
+        self.length = 0  # positions filled
+
+
+def choose_token(logits, temperature, top_k, top_p, generator):
+    """Draw the next token: logits (B, vocab_size) -> ids (B, 1).
+
+    temperature 0 takes the likeliest; top_k keeps the k likeliest; top_p the fewest that together
+    reach that probability (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration").
+    """
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits.float() / temperature
+    if top_k:
+        kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    probs = F.softmax(logits, dim=-1)
+    if top_p is not None and top_p < 1:
+        sorted_probs, order = probs.sort(descending=True)
+        unneeded = sorted_probs.cumsum(-1) - sorted_probs >= top_p  # reached without this one
+        probs = probs.scatter(1, order, sorted_probs.masked_fill(unneeded, 0.0))
+    return torch.multinomial(probs, 1, generator=generator)
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """F.cross_entropy(F.linear(x, weight), targets), a few positions at a time.
+
+    The logits of all positions are by far the largest tensor of a small model, and moving them
+    through memory costs a CPU more than computing them. Their gradient, softmax minus one-hot, is
+    known as soon as they are; so each chunk goes all the way to the gradients of x and weight, and
+    backward has nothing left to do but multiply.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, targets):  # (N, C), (V, C), (N,) -> ()
+        total = x.new_zeros(())
+        grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
+        count = (targets != -1).sum()
+        rows = max(1, (1 << 19) // len(weight))
+        for x, grad, y in zip(x.split(rows), grad_x.split(rows), targets.split(rows)):
+            counts = (y != -1)[:, None]
+            log_probs = F.log_softmax(x @ weight.T, dim=-1)  # (rows, V)
+            y = y.clamp(min=0)[:, None]
+            total -= (log_probs.gather(1, y) * counts).sum() / count
+            if any(ctx.needs_input_grad):
+                grad_logits = log_probs.exp_()
+                grad_logits.scatter_add_(1, y, grad_logits.new_full(y.shape, -1.0))
+                grad_logits *= counts / count
+                torch.mm(grad_logits, weight, out=grad)
+                grad_weight.addmm_(grad_logits.T, x)
+        ctx.save_for_backward(grad_x, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        grad_x, grad_weight = ctx.saved_tensors
+        return grad_x * grad_output, grad_weight * grad_output, None
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(dict(
+            wte=nn.Embedding(config.vocab_size, config.n_embd),
+            wpe=nn.Embedding(config.block_size, config.n_embd),
+            drop=nn.Dropout(config.dropout),
+            h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            ln_f=nn.LayerNorm(config.n_embd, bias=config.bias),
+        ))
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight  # tied (Press & Wolf 2017)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:
+                # Each block adds to the stream twice: the sum of 2 * n_layer such additions
+                # keeps the size of one (GPT-2 paper, 2.3).
+                residual = name.endswith("c_proj.weight")
+                std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
+                nn.init.normal_(parameter, std=std)
+
+    def forward(self, idx, targets=None, return_logits=True, cache=None):
+        """Predict the next token at each position.
+
+        idx (B, T): token ids, T up to block_size; targets (B, T): the ids that follow, -1 where
+        none counts; cache: a Cache of what came before idx. Returns (logits, loss):
+        (B, T, vocab_size) and the mean cross-entropy in nats with targets (logits None without
+        return_logits, which saves their memory), (B, 1, vocab_size) and None without.
+        """
+        T = idx.size(1)
+        position = 0 if cache is None else cache.length
+        if position + T > self.config.block_size:
+            raise ValueError(f"{position + T} tokens don't fit block_size="
+                             f"{self.config.block_size}: shorten them")
+        positions = torch.arange(position, position + T, device=idx.device)
+        x = self.transformer.wte(idx) + self.transformer.wpe(positions)  # (B, T, C)
+        x = self.transformer.drop(x)
+        for i, block in enumerate(self.transformer.h):
+            x = block(x) if cache is None else block(x, cache.past[i], position)
+        x = self.transformer.ln_f(x)
+        if cache is not None:
+            cache.length += T
+        if targets is None:
+            return self.lm_head(x[:, [-1]]), None  # the last position is all that is asked for
+        if not return_logits:
+            return None, self.loss(x.flatten(0, 1), targets.flatten())
+        logits = self.lm_head(x)  # (B, T, C) -> (B, T, vocab_size)
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+    def loss(self, x, targets):  # (N, C), (N,) -> mean cross-entropy over the targets that count
+        weight = self.lm_head.weight
+        if not x.is_cuda:
+            return ChunkedCrossEntropy.apply(x.float(), weight, targets)
+        # Tensor cores want multiples of 128; the logits of the padding are cut off at once.
+        logits = F.linear(x, F.pad(weight, (0, 0, 0, -len(weight) % 128)))[:, :len(weight)]
+        return F.cross_entropy(logits, targets, ignore_index=-1)
+
+    def num_params(self):
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops_per_token(self):
+        """Floating-point operations to train on one token: 6 per weight that is multiplied by,
+        and attention's 12 * n_layer * n_embd * block_size (PaLM paper, appendix B)."""
+        weights = self.num_params() - self.transformer.wpe.weight.numel()
+        return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
+
+    def parameter_groups(self):
+        """Return (matrices inside the blocks, embeddings, vectors): only the vectors (biases and
+        LayerNorms) are never decayed, and only the matrices inside the blocks suit Muon."""
+        matrices = [p for p in self.transformer.h.parameters() if p.dim() == 2]
+        embeddings = [self.transformer.wte.weight, self.transformer.wpe.weight]
+        vectors = [p for p in self.parameters() if p.dim() < 2]
+        return matrices, embeddings, vectors
+
+    def crop_block_size(self, block_size):
+        """Forget the positions beyond block_size, for a model that is larger than needed."""
+        if block_size > self.config.block_size:
+            raise ValueError(f"block_size={block_size}: the model knows only "
+                             f"{self.config.block_size} positions")
+        wpe = self.transformer.wpe
+        wpe.weight = nn.Parameter(wpe.weight[:block_size].detach().clone())
+        wpe.num_embeddings = self.config.block_size = block_size
+
+    @torch.inference_mode()
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,
+               generator=None):
+        """Yield the next tokens of idx one by one: (B, T) -> (ids (B, 1), logits (B, vocab_size)).
+
+        A row that has reached eos_token repeats it; when all have, the stream ends. The text may
+        outgrow block_size: positions can't slide, so when the cache is full the newest half of
+        the block is read again as if it were a beginning, and what came before is forgotten.
+        """
+        if not idx.size(1):
+            raise ValueError("the prompt is empty: begin with at least one token")
+        block_size = self.config.block_size
+        window = idx[:, -block_size:]
+        cache = Cache(self, len(idx))
+        done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
+        fresh = window  # what the model hasn't read yet
+        for _ in range(max_new_tokens):
+            if cache.length + fresh.size(1) > block_size:
+                cache.length = 0
+                fresh = window[:, -(block_size // 2 or 1):]
+            logits = self(fresh, cache=cache)[0][:, -1]
+            fresh = choose_token(logits, temperature, top_k, top_p, generator)
+            if eos_token is not None:
+                fresh = fresh.masked_fill(done, eos_token)
+                done |= fresh == eos_token
+            yield fresh, logits
+            if eos_token is not None and done.all():
+                return
+            window = torch.cat((window, fresh), dim=1)[:, -block_size:]
+
+    def generate(self, idx, max_new_tokens, **options):
+        """Return idx with its continuation, (B, T) -> (B, T + max_new_tokens); see stream."""
+        new = [ids for ids, _ in self.stream(idx, max_new_tokens, **options)]
+        return torch.cat([idx, *new], dim=1)
+
+    @torch.inference_mode()
+    def beam_search(self, idx, max_new_tokens, beams, length_penalty=1.0, eos_token=None):
+        """Search for likely continuations of idx (1, T), keeping so many beams at each step.
+
+        Returns [(ids, log-probability of what follows idx)], the best first: by log-probability
+        over length ** length_penalty, a beam being finished at eos_token (which counts) or at
+        max_new_tokens. All of it has to fit block_size.
+        """
+        cache = Cache(self, beams)
+        logits = self(idx.expand(beams, -1), cache=cache)[0][:, -1]
+        texts = idx.expand(beams, -1)
+        log_probs = torch.full((beams, 1), -math.inf, device=idx.device)
+        log_probs[0] = 0.0  # at first all beams are the same: only one of them counts
+        finished = []  # (score, ids, log-probability)
+        for length in range(1, max_new_tokens + 1):
+            candidates = log_probs + F.log_softmax(logits.float(), dim=-1)  # (beams, vocab_size)
+            best = candidates.flatten().topk(min(2 * beams, candidates.numel()))
+            kept = []  # (parent, token, log-probability) of the next step's beams
+            for log_prob, place in zip(best.values.tolist(), best.indices.tolist()):
+                parent, token = divmod(place, candidates.size(1))
+                if token == eos_token or length == max_new_tokens:
+                    ids = texts[parent].tolist() + [token]
+                    finished.append((log_prob / length ** length_penalty, ids, log_prob))
+                elif len(kept) < beams:
+                    kept.append((parent, token, log_prob))
+            if len(finished) >= beams or len(kept) < beams:
+                break
+            parents, tokens, log_probs = (torch.tensor(x, device=idx.device) for x in zip(*kept))
+            log_probs = log_probs[:, None]
+            texts = torch.cat((texts[parents], tokens[:, None]), dim=1)
+            cache.past = cache.past[:, :, parents]
+            logits = self(tokens[:, None], cache=cache)[0][:, -1]
+        finished.sort(key=lambda beam: -beam[0])
+        return [(ids, log_prob) for _, ids, log_prob in finished[:beams]]
+
+    @classmethod
+    def from_snapshot(cls, path):
+        """Return the model of a snapshot that train.py wrote; see read_snapshot."""
+        snapshot = read_snapshot(path)
+        model = cls(GPTConfig(**snapshot["model_config"]))
+        model.load_state_dict(snapshot["model_state_dict"])
+        model.tokenizer = snapshot["tokenizer"]
+        return model
+
+
+SNAPSHOT_KEYS = {"model_state_dict", "optimizer_state_dict", "step", "loss", "best_val_loss",
+                 "model_config", "settings", "tokenizer", "data", "format_version"}
+
+
+def read_snapshot(path):
+    """Return the dict that is in a snapshot file, on the CPU; nothing in it is executed.
+
+    Raises ValueError with the reason if the file is not a whole snapshot of this format.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()  # compares the checksum of each record
+        if broken:
+            raise ValueError(f"its record {broken} is damaged")
+        snapshot = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(snapshot, dict) or not SNAPSHOT_KEYS <= snapshot.keys():
+            raise ValueError("it is not a snapshot of train.py")
+        if snapshot["format_version"] != 1:
+            raise ValueError(f"its format_version {snapshot['format_version']} is not 1: it was "
+                             "written by another version of train.py")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a broken pickle can raise anything at all
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path} can't be used: {reason}") from error
+    return snapshot

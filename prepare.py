@@ -1,0 +1,306 @@
+"""Text -> tokens: train a tokenizer, split the text, write data/train.bin, val.bin and test.bin.
+
+    python prepare.py                                    # input.txt, a BPE trained on it
+    python prepare.py --input=mine.txt --vocab_size=4096 --out_dir=data_mine
+    python prepare.py --input=mine.txt --tokenizer=gpt2  # OpenAI's vocabulary, for fine-tuning
+
+A .bin file is nothing but token ids, one after the other (uint16, as in nanoGPT); meta.json says
+what they mean. Any text can be encoded, since the tokens are made of bytes, not of characters.
+"""
+
+import codecs
+import collections
+import hashlib
+import heapq
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import regex  # comes with tiktoken, which splits text by it too
+import tiktoken
+
+import config
+
+input = "input.txt"  # the text, UTF-8
+tokenizer = "bpe"  # 'bpe': trained here on the training split; 'gpt2': OpenAI's 50,257 tokens
+vocab_size = 2048  # tokens of the trained BPE, <|endoftext|> among them; 257 is plain bytes
+bpe_sample_mb = 20.0  # the BPE is trained on the first so many MB of the training split
+val_fraction = 0.1  # share of the text held out for validation while training
+test_fraction = 0.1  # share held out for one last test
+out_dir = "data"  # folder for train.bin, val.bin, test.bin and meta.json
+
+SPLITS = ("train", "val", "test")
+END_OF_TEXT = "<|endoftext|>"
+# GPT-2's rule for what may become one token: a contraction, a word or a number or punctuation,
+# each with one space before it, or white space. Tokens never reach across such pieces.
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+# ---- files that are whole or not there ----------------------------------------------------------
+
+@contextmanager
+def whole_file(path, mode="wb"):
+    """Open a file for writing that takes its name only when all of it is safely on the disk."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def fingerprint(path):
+    """Return a sha256 of a file's size and of up to 64 stretches of it: cheap at any size."""
+    size = os.path.getsize(path)
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for i in range(64):
+            file.seek(i * size // 64)
+            digest.update(file.read(min(65536, size // 64 + 1)))
+    return digest.hexdigest()
+
+
+# ---- the tokenizer ------------------------------------------------------------------------------
+
+def train_bpe(word_counts, vocab_size):
+    """Learn a byte-level BPE: {word: count} -> list of tokens (bytes), the id is the place in it.
+
+    The most frequent pair of neighbouring tokens becomes a new token, again and again; of equally
+    frequent pairs, the one with the smaller ids. A pair seen once is no pattern, and ends it.
+    (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", 3.2.)
+    """
+    tokens = [bytes([byte]) for byte in range(256)]
+    ids = {token: i for i, token in enumerate(tokens)}
+    words = [list(word.encode()) for word in word_counts]
+    counts = list(word_counts.values())
+    pair_counts = collections.Counter()
+    places = collections.defaultdict(set)  # pair -> the words it occurs in
+    for place, (word, count) in enumerate(zip(words, counts)):
+        for pair in zip(word, word[1:]):
+            pair_counts[pair] += count
+            places[pair].add(place)
+    heap = [(-count, pair) for pair, count in pair_counts.items()]
+    heapq.heapify(heap)
+    while heap and len(tokens) < vocab_size - 1:  # the last id is <|endoftext|>'s
+        count, pair = heapq.heappop(heap)
+        if -count != pair_counts[pair]:  # merges since then have changed the count: ask again
+            if pair_counts[pair] > 0:
+                heapq.heappush(heap, (-pair_counts[pair], pair))
+            continue
+        if -count < 2:
+            break
+        token = tokens[pair[0]] + tokens[pair[1]]
+        if token not in ids:  # else the same bytes were reached by another way before
+            ids[token] = len(tokens)
+            tokens.append(token)
+        grown = set()
+        for place in places.pop(pair):
+            word = words[place]
+            for old in zip(word, word[1:]):
+                pair_counts[old] -= counts[place]
+            words[place] = word = merged(word, pair, ids[token])
+            for new in zip(word, word[1:]):
+                pair_counts[new] += counts[place]
+                if ids[token] in new:
+                    places[new].add(place)
+                    grown.add(new)
+        for new in grown:
+            heapq.heappush(heap, (-pair_counts[new], new))
+    return tokens
+
+
+def merged(word, pair, new_id):
+    """Replace each occurrence of pair in the list of ids, from the left, by new_id."""
+    result = []
+    i = 0
+    while i < len(word):
+        if word[i] == pair[0] and i + 1 < len(word) and word[i + 1] == pair[1]:
+            result.append(new_id)
+            i += 2
+        else:
+            result.append(word[i])
+            i += 1
+    return result
+
+
+def load_tokenizer(description):
+    """Return the tiktoken.Encoding of a description: {"name", "tokens"}, each token as latin-1."""
+    tokens = [token.encode("latin-1") for token in description["tokens"]]
+    return tiktoken.Encoding(
+        name=description["name"],
+        pat_str=PATTERN,
+        mergeable_ranks={token: i for i, token in enumerate(tokens)},
+        special_tokens={END_OF_TEXT: len(tokens)},
+    )
+
+
+def gpt2_tokenizer():
+    """Return the description of OpenAI's tokenizer, which tiktoken downloads once and caches."""
+    try:
+        encoding = tiktoken.get_encoding("gpt2")
+    except OSError as error:
+        raise OSError(f"the vocabulary of gpt2 can't be downloaded ({type(error).__name__}): "
+                      "try again with a network, or use --tokenizer=bpe") from error
+    tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
+    return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+def pieces(path):
+    """Yield a text file in pieces of about a megabyte that can be tokenized one by one.
+
+    A piece ends before white space that follows something else: no token ever reaches across.
+    Raises ValueError with the offset of the first byte that is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    rest = ""
+    offset = 0
+    with open(path, "rb") as file:
+        while True:
+            block = file.read(1 << 20)
+            offset += len(block)
+            try:
+                rest += decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                place = offset - len(error.object) + error.start
+                raise ValueError(f"{path}: byte {place} is not UTF-8 ({error.reason})") from error
+            if not block:
+                break
+            safe = re.match(r"(?s).*\S(?=[ \n])", rest)
+            if safe:
+                yield safe[0]
+                rest = rest[safe.end():]
+    yield rest
+
+
+def by_split(path, ends):
+    """Yield (split, piece); a piece that reaches over an end of a split (in characters) is cut."""
+    position = 0
+    for piece in pieces(path):
+        for split, end in zip(SPLITS, ends):
+            part = piece[:max(0, end - position)]
+            if part:
+                yield split, part
+                position += len(part)
+                piece = piece[len(part):]
+
+
+def count_words(parts):
+    """Count the words (as PATTERN splits) of the training split's first bpe_sample_mb megabytes."""
+    counts = collections.Counter()
+    read = 0
+    for split, text in parts:
+        if split != "train" or read >= bpe_sample_mb * 1e6:
+            break
+        counts.update(regex.findall(PATTERN, text))
+        read += len(text)
+    return counts
+
+
+# ---- writing ------------------------------------------------------------------------------------
+
+def encoded(parts, encoding):
+    """Yield (split, bytes of text, ids) in order; tiktoken's threads work on a few parts ahead."""
+    def encode(part):
+        split, text = part
+        return split, len(text.encode()), encoding.encode_to_numpy(text, disallowed_special=())
+
+    with ThreadPoolExecutor() as threads:
+        ahead = collections.deque()
+        for part in parts:
+            ahead.append(threads.submit(encode, part))
+            if len(ahead) > 8:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def settle(folder):
+    """Finish a writing that was cut off after meta.json: its .bin.new files take their names."""
+    meta_file = Path(folder, "meta.json")
+    if not meta_file.exists():
+        return
+    splits = json.loads(meta_file.read_text(encoding="utf-8"))["splits"]
+    for split in SPLITS:
+        new = Path(folder, f"{split}.bin.new")
+        if new.exists() and fingerprint(new) == splits[split]["fingerprint"]:
+            os.replace(new, new.with_suffix(""))
+
+
+def main(arguments=None):
+    globals().update(config.override(__file__, arguments))
+    if tokenizer not in ("bpe", "gpt2"):
+        config.usage(f"tokenizer={tokenizer!r}: expected 'bpe' or 'gpt2'")
+    if vocab_size < 257:
+        config.usage(f"vocab_size={vocab_size}: 256 bytes and {END_OF_TEXT} make 257 the least")
+    if min(val_fraction, test_fraction) < 0 or not val_fraction + test_fraction < 1:
+        config.usage(f"val_fraction={val_fraction} and test_fraction={test_fraction}: expected "
+                     "neither to be negative and some text left for training")
+
+    characters = 0
+    source = hashlib.sha256()
+    for piece in pieces(input):
+        characters += len(piece)
+        source.update(piece.encode())
+    ends = [int(characters * share) for share in (1 - val_fraction - test_fraction,
+                                                  1 - test_fraction, 1)]
+    sizes = [end - start for start, end in zip([0] + ends, ends)]
+    for split, size, share in zip(SPLITS, sizes, (1, val_fraction, test_fraction)):
+        if share and not size:
+            raise ValueError(f"{input} has {characters} characters: nothing is left for the "
+                             f"{split} split; give more text or lower val_fraction, test_fraction")
+
+    if tokenizer == "gpt2":
+        description = gpt2_tokenizer()
+    else:
+        tokens = train_bpe(count_words(by_split(input, ends)), vocab_size)
+        description = {"name": "bpe", "tokens": [token.decode("latin-1") for token in tokens]}
+    encoding = load_tokenizer(description)
+    dtype = np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")
+
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    splits = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}
+    with ExitStack() as stack:
+        files = {split: stack.enter_context(whole_file(Path(out_dir, f"{split}.bin.new")))
+                 for split in SPLITS}
+        for split, size, ids in encoded(by_split(input, ends), encoding):
+            files[split].write(ids.astype(dtype).tobytes())
+            splits[split]["tokens"] += len(ids)
+            splits[split]["bytes"] += size
+    for split in SPLITS:
+        splits[split]["fingerprint"] = fingerprint(Path(out_dir, f"{split}.bin.new"))
+    meta = {
+        "vocab_size": encoding.n_vocab,
+        "dtype": dtype.name,
+        "splits": splits,
+        "source": {"name": input, "bytes": os.path.getsize(input), "sha256": source.hexdigest()},
+        "tokenizer": description,
+    }
+    with whole_file(Path(out_dir, "meta.json"), "w") as file:
+        json.dump(meta, file)
+    settle(out_dir)  # from here on the new data counts: the files take their names
+
+    print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {dtype.name})")
+    print(f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}")
+    for split, size in splits.items():
+        ratio = size["bytes"] / max(1, size["tokens"])
+        print(f"{split:6}{size['tokens']:14,}{size['bytes']:16,}{ratio:14.2f}")
+    for name, ids in (("first", range(256, 264)), ("last", range(encoding.n_vocab - 9,
+                                                                 encoding.n_vocab - 1))):
+        examples = " ".join(repr(encoding.decode([i])) for i in ids if 256 <= i)
+        print(f"{name} tokens learned: {examples}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(config.run(main))
