@@ -17,7 +17,6 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -240,13 +239,13 @@ def settle(folder):
 
 def main(arguments=None):
     globals().update(config.override(__file__, arguments))
-    if tokenizer not in ("bpe", "gpt2"):
-        config.usage(f"tokenizer={tokenizer!r}: expected 'bpe' or 'gpt2'")
+    config.one_of(globals(), "tokenizer", "bpe", "gpt2")
     if vocab_size < 257:
         config.usage(f"vocab_size={vocab_size}: 256 bytes and {END_OF_TEXT} make 257 the least")
-    if min(val_fraction, test_fraction) < 0 or not val_fraction + test_fraction < 1:
-        config.usage(f"val_fraction={val_fraction} and test_fraction={test_fraction}: expected "
-                     "neither to be negative and some text left for training")
+    config.at_least(globals(), 0, "val_fraction test_fraction bpe_sample_mb")
+    if val_fraction + test_fraction >= 1:
+        config.usage(f"val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing "
+                     "for training: lower them")
 
     characters = 0
     source = hashlib.sha256()
@@ -296,10 +295,9 @@ def main(arguments=None):
     for split, size in splits.items():
         ratio = size["bytes"] / max(1, size["tokens"])
         print(f"{split:6}{size['tokens']:14,}{size['bytes']:16,}{ratio:14.2f}")
-    for name, ids in (("first", range(256, 264)), ("last", range(encoding.n_vocab - 9,
-                                                                 encoding.n_vocab - 1))):
-        examples = " ".join(repr(encoding.decode([i])) for i in ids if 256 <= i)
-        print(f"{name} tokens learned: {examples}")
+    learned = range(256, encoding.n_vocab - 1)
+    for name, ids in (("first", learned[:8]), ("last", learned[-8:])):
+        print(f"{name} tokens learned:", *(repr(encoding.decode([i])) for i in ids))
 
 
 if __name__ == "__main__":

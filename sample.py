@@ -44,10 +44,8 @@ compile = False  # torch.compile the model
 
 def check_settings():
     """End with exit code 2 if a setting has a value that can't be meant."""
-    for name, least in (("num_samples", 1), ("max_new_tokens", 0), ("temperature", 0), ("top_k", 0),
-                        ("beams", 0), ("probs", 0), ("stride", 1), ("seed", 0)):
-        if not least <= globals()[name] < math.inf:
-            config.usage(f"{name}={globals()[name]}: expected a number from {least}")
+    config.at_least(globals(), 1, "num_samples stride")
+    config.at_least(globals(), 0, "max_new_tokens temperature top_k beams probs seed")
     if not 0 < top_p <= 1:
         config.usage(f"top_p={top_p}: expected above 0 and at most 1")
 

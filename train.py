@@ -7,7 +7,6 @@
 Everything it writes is in out_dir: snapshots/, best.pt, final_model.pt, log.csv and loss.svg.
 """
 
-import csv
 import hashlib
 import json
 import math
@@ -83,23 +82,15 @@ LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", "val_lo
 
 def check_settings():
     """End with exit code 2 if a setting has a value that can't be meant."""
-    choices = {"optimizer": ("muon", "adamw"), "target_split": ("train", "val"),
-               "lr_schedule": ("linear", "cosine", "step", "constant"), "size": ("", *SIZES)}
-    for name, allowed in choices.items():
-        if globals()[name] not in allowed:
-            config.usage(f"{name}={globals()[name]!r}: expected one of {', '.join(allowed)}")
-    for name in ("batch_size", "gradient_accumulation_steps", "snapshot_interval", "log_interval",
-                 "eval_interval", "keep_snapshots", "lr_step_iters"):
-        if globals()[name] < 1:
-            config.usage(f"{name}={globals()[name]}: expected at least 1")
-    for name in ("max_iters", "max_epochs", "eval_iters", "warmup_iters", "grad_clip", "seed",
-                 "weight_decay", "learning_rate", "muon_learning_rate", "min_lr", "target_loss",
-                 "sample_interval", "num_return_sequences", "max_length", "lr_decay_iters"):
-        if not 0 <= globals()[name] < math.inf:
-            config.usage(f"{name}={globals()[name]}: expected a number from 0")
-    for name in ("beta1", "beta2"):
-        if not 0 <= globals()[name] < 1:
-            config.usage(f"{name}={globals()[name]}: expected from 0 to below 1")
+    config.one_of(globals(), "optimizer", "muon", "adamw")
+    config.one_of(globals(), "lr_schedule", "linear", "cosine", "step", "constant")
+    config.one_of(globals(), "target_split", "train", "val")
+    config.one_of(globals(), "size", "", *SIZES)
+    config.at_least(globals(), 1, "batch_size gradient_accumulation_steps snapshot_interval "
+                    "keep_snapshots log_interval eval_interval lr_step_iters block_size")
+    config.at_least(globals(), 0, "max_iters max_epochs eval_iters warmup_iters grad_clip seed "
+                    "weight_decay learning_rate muon_learning_rate min_lr target_loss lr_gamma "
+                    "sample_interval num_return_sequences max_length lr_decay_iters")
 
 
 # ---- data ---------------------------------------------------------------------------------------
@@ -116,6 +107,11 @@ def load_data(folder):
     meta = {"vocab_size": 50257, "dtype": "uint16", "splits": {}, "tokenizer": None}
     if Path(folder, "meta.json").exists():
         meta = json.loads(Path(folder, "meta.json").read_text(encoding="utf-8"))
+    else:
+        try:
+            meta["tokenizer"] = gpt2_tokenizer()
+        except OSError as error:
+            print(f"no samples will be shown: {error}", file=sys.stderr)
     data = {}
     for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
@@ -277,30 +273,26 @@ def lr_factor(step, last):
 
 # ---- snapshots and the log ----------------------------------------------------------------------
 
-def newest_snapshot():
-    """Return (path, snapshot) with the most steps in out_dir, or (None, None) if there is none.
+def snapshots():
+    """Return the paths of out_dir's snapshots, the newest first."""
+    paths = Path(out_dir, "snapshots").glob("snapshot_step_*.pt")
+    numbered = [(int(path.stem[14:]), path) for path in paths if path.stem[14:].isdigit()]
+    return [path for _, path in sorted(numbered, reverse=True)]
 
-    A broken file is named and passed over; if all are broken, ValueError is raised.
-    """
-    folder = Path(out_dir, "snapshots")
-    paths = sorted(folder.glob("snapshot_step_*.pt"), key=step_of, reverse=True)
-    final = Path(out_dir, "final_model.pt")
-    found, broken = (None, None), []
-    for path in ([final] if final.exists() else []) + paths:
-        if found[1] and found[1]["step"] >= step_of(path):
-            break
+
+def newest_snapshot():
+    """Return (path, snapshot) of the newest that is whole, or (None, None) if there is none at all;
+    a broken one is named and passed over, and if all are, ValueError is raised."""
+    paths = snapshots()
+    for path in paths:
         try:
-            snapshot = read_snapshot(path)
+            return path, read_snapshot(path)
         except ValueError as error:
             print(f"skipped: {error}", file=sys.stderr)
-            broken.append(path)
-            continue
-        if not found[1] or snapshot["step"] > found[1]["step"]:
-            found = path, snapshot
-    if broken and not found[1]:
-        raise ValueError(f"no file in {folder} can be used: choose another --out_dir, or start "
+    if paths:
+        raise ValueError(f"no snapshot in {out_dir} can be used: choose another --out_dir, or start "
                          "over with --init_from=scratch --overwrite")
-    return found
+    return None, None
 
 
 def check_same_run(path, snapshot, model_config, description, fingerprint):
@@ -320,11 +312,6 @@ def check_same_run(path, snapshot, model_config, description, fingerprint):
                          "--out_dir, or start over with --init_from=scratch --overwrite")
 
 
-def step_of(path):  # out/snapshots/snapshot_step_500.pt -> 500
-    digits = path.stem.rpartition("_")[2]
-    return int(digits) if digits.isdigit() else -1
-
-
 def save_snapshot(path, model, optimizers, scaler, **rest):
     """Write one file that alone is enough to go on or to generate text."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -341,54 +328,45 @@ def save_snapshot(path, model, optimizers, scaler, **rest):
         torch.save(snapshot, file)
 
 
-def read_log(last_step):
-    """Return the rows of log.csv up to last_step: what an interrupted run wrote after its last
+def read_log(step):
+    """Return the rows of log.csv before step: what an interrupted run wrote after its newest
     snapshot is going to happen again."""
     path = Path(out_dir, "log.csv")
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if len(row) == len(LOG_COLUMNS)]
-    return [row for row in rows if row[0].isdigit() and int(row[0]) <= last_step]
+    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
+    rows = [line.split(",") for line in lines]
+    return [row for row in rows if len(row) == len(LOG_COLUMNS) and int(row[0]) < step]
 
 
 def write_log(rows):
     with whole_file(Path(out_dir, "log.csv"), "w") as file:
-        csv.writer(file, lineterminator="\n").writerows([LOG_COLUMNS, *rows])
+        file.writelines(",".join(map(str, row)) + "\n" for row in [LOG_COLUMNS, *rows])
 
 
 def draw_loss(rows):
     """Draw loss.svg: the training loss of each line of the log, and the validation loss."""
-    width, height, left, bottom = 800, 480, 60, 430
-    curves = {name: [(int(row[0]), float(row[i])) for row in rows if row[i]]
-              for name, i in (("train", 5), ("val", 6))}
-    points = sum(curves.values(), [])
-    if not points:
-        return
-    last = max(step for step, _ in points) or 1
-    low, high = min(loss for _, loss in points), max(loss for _, loss in points)
-    low, high = min(low, high - 0.01), high
+    curves = {name: [(int(row[0]), float(row[LOG_COLUMNS.index(name)])) for row in rows
+                     if row[LOG_COLUMNS.index(name)]] for name in ("train_loss", "val_loss")}
+    losses = [loss for curve in curves.values() for _, loss in curve]
+    last, low = int(rows[-1][0]), min(losses)
+    high = max(max(losses), low + 0.01)
 
-    def place(step, loss):
-        x = left + step / last * (width - left - 20)
-        return f"{x:.1f},{bottom - (loss - low) / (high - low) * (bottom - 40):.1f}"
+    def place(step, loss):  # in the picture, whose axes go from 60 to 780 and from 430 up to 40
+        return 60 + 720 * step / last, 430 - 390 * (loss - low) / (high - low)
 
-    svg = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-           'font-family="sans-serif" font-size="13">',
-           f'<rect width="{width}" height="{height}" fill="white"/>']
-    for i in range(6):
-        step, loss = round(last * i / 5), low + (high - low) * i / 5
-        x, y = place(step, loss).split(",")
-        svg += [f'<path d="M{left} {y}H{width - 20}M{x} {bottom}V40" stroke="#ddd"/>',
-                f'<text x="{left - 8}" y="{y}" text-anchor="end">{loss:.2f}</text>',
-                f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{step}</text>']
-    for i, (name, curve) in enumerate(curves.items()):
-        color = ("#4a7ebb", "#d1495b")[i]
-        svg += [f'<polyline points="{" ".join(place(*point) for point in curve)}" fill="none" '
-                f'stroke="{color}" stroke-width="2"/>',
-                f'<text x="{width - 90}" y="{60 + 18 * i}" fill="{color}">{name}</text>']
-    svg += [f'<text x="{width / 2}" y="{height - 10}" text-anchor="middle">iteration</text>',
-            f'<text x="{left}" y="25">loss (nats per token)</text>', "</svg>"]
+    svg = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 480" font-size="13" '
+           'font-family="sans-serif"><rect width="800" height="480" fill="white"/>']
+    for fifth in range(6):
+        step, loss = last * fifth / 5, low + (high - low) * fifth / 5
+        x, y = place(step, loss)
+        svg.append(f'<path d="M60 {y:.1f}H780M{x:.1f} 430V40" stroke="#ddd"/>'
+                   f'<text x="52" y="{y + 4:.1f}" text-anchor="end">{loss:.2f}</text>'
+                   f'<text x="{x:.1f}" y="448" text-anchor="middle">{step:.0f}</text>')
+    for (name, curve), color, y in zip(curves.items(), ("#4a7ebb", "#d1495b"), (60, 78)):
+        points = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in curve)
+        svg.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>'
+                   f'<text x="700" y="{y}" fill="{color}">{name}</text>')
+    svg.append('<text x="420" y="470" text-anchor="middle">iteration</text>'
+               '<text x="60" y="25">loss (nats per token)</text></svg>')
     with whole_file(Path(out_dir, "loss.svg"), "w") as file:
         file.write("\n".join(svg))
 
@@ -453,62 +431,58 @@ def main(arguments=None):
     started = time.time()
     target_device, matrix_dtype, compiled = choose_device(device, dtype, compile)
     meta, data = load_data(data_dir)
-    try:
-        description = meta["tokenizer"] or gpt2_tokenizer()
-    except OSError as error:
-        print(f"no samples will be shown: {error}", file=sys.stderr)
-        description = None
-    encoding = load_tokenizer(description) if description else None
+    fingerprint = meta["splits"]["train"]["fingerprint"]
+    encoding = load_tokenizer(meta["tokenizer"]) if meta["tokenizer"] else None
 
     # What out_dir holds decides how the run begins.
+    path, snapshot = (None, None) if init_from == "scratch" else newest_snapshot()
     old = [Path(out_dir, name) for name in ("best.pt", "final_model.pt", "log.csv", "loss.svg")]
-    old = [p for p in old + [*Path(out_dir, "snapshots").glob("snapshot_step_*.pt")] if p.exists()]
-    snapshot = None
-    if init_from == "scratch" and old and not overwrite:
-        raise ValueError(f"{out_dir} holds a run already ({old[0].name}): add --overwrite to "
-                         "delete it, or choose another --out_dir")
-    if init_from != "scratch":
-        path, snapshot = newest_snapshot()
+    old = [file for file in old if file.exists()] + snapshots()
+    if old and not snapshot and not overwrite and not eval_only:
+        raise ValueError(f"{out_dir} holds another run ({old[0].name}): choose another --out_dir, "
+                         "or delete it with --init_from=scratch --overwrite")
     if init_from == "resume" and not snapshot:
         raise ValueError(f"init_from='resume', but there is no snapshot in {out_dir}")
 
     # The model is new, or the snapshot's (which has to fit the settings), or pretrained.
     torch.manual_seed(seed)
-    fingerprint = meta["splits"]["train"]["fingerprint"]
     if init_from in ("auto", "scratch", "resume"):
-        shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd) | SIZES.get(size, {})
-        shape |= dict(block_size=block_size, vocab_size=meta["vocab_size"], bias=bias)
+        shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, **SIZES.get(size, {}),
+                 "block_size": block_size, "vocab_size": meta["vocab_size"], "bias": bias}
         model = GPT(GPTConfig(**shape, dropout=dropout))
     elif snapshot:
-        model = GPT(GPTConfig(**snapshot["model_config"] | dict(dropout=dropout)))
+        model = GPT(GPTConfig(**snapshot["model_config"] | {"dropout": dropout}))
     else:
         model = GPT.from_pretrained(init_from, dropout=dropout)
-        if block_size < model.config.block_size:
-            model.crop_block_size(block_size)
-    if snapshot:
-        check_same_run(path, snapshot, model.config, description, fingerprint)
-        model.load_state_dict(snapshot["model_state_dict"])
+        model.crop_block_size(min(block_size, model.config.block_size))
     if meta["vocab_size"] > model.config.vocab_size:
         raise ValueError(f"{data_dir} has {meta['vocab_size']} kinds of tokens, {init_from} knows "
                          f"{model.config.vocab_size}: python prepare.py --tokenizer=gpt2")
+    if snapshot:
+        check_same_run(path, snapshot, model.config, meta["tokenizer"], fingerprint)
+        model.load_state_dict(snapshot["model_state_dict"])
     model.to(target_device)
     optimizers = make_optimizers(model, target_device)
     scaler = torch.amp.GradScaler(target_device.type, enabled=matrix_dtype == torch.float16)
     step, loss, best_val_loss = 0, math.nan, math.inf
     if snapshot:
-        for opt, saved in zip(optimizers, snapshot["optimizer_state_dict"]):
-            settings = opt.state_dict()["param_groups"]  # today's, not the snapshot's
-            opt.load_state_dict(dict(state=saved["state"], param_groups=settings))
-        scaler.load_state_dict(snapshot["scaler_state_dict"])
         step, loss = snapshot["step"], snapshot["loss"]
         best_val_loss = snapshot["best_val_loss"]
-        print(f"going on from {path} (iteration {step})")
+        for opt, saved in zip(optimizers, snapshot["optimizer_state_dict"]):
+            today = opt.state_dict()["param_groups"]  # a changed setting counts from here on
+            opt.load_state_dict({"state": saved["state"], "param_groups": today})
+        scaler.load_state_dict(snapshot["scaler_state_dict"])
+        print(f"going on from {path}")
     forward = torch.compile(model) if compiled else model
     autocast = torch.autocast(target_device.type, matrix_dtype,
                               enabled=matrix_dtype != torch.float32)
-    sequences_per_iter = batch_size * gradient_accumulation_steps
+
+    sequences = batch_size * gradient_accumulation_steps  # in one iteration
     n_blocks = len(data["train"]) // block_size
-    last = math.ceil(max_epochs * n_blocks / sequences_per_iter) if max_epochs else max_iters
+    last = math.ceil(max_epochs * n_blocks / sequences) if max_epochs else max_iters
+    reached = 0 < (best_val_loss if target_split == "val" else loss) <= target_loss
+    print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {last} "
+          f"iterations of {sequences * block_size:,}, {target_device.type}, {dtype}, {optimizer}")
 
     def losses_on(split):  # -> (nats per token, perplexity, bits per byte)
         nats = evaluate(forward, data[split], target_device, autocast)
@@ -518,44 +492,40 @@ def main(arguments=None):
 
     def save(name):
         save_snapshot(Path(out_dir, name), model, optimizers, scaler, step=step, loss=loss,
-                      best_val_loss=best_val_loss, tokenizer=description, data=fingerprint)
+                      best_val_loss=best_val_loss, tokenizer=meta["tokenizer"], data=fingerprint)
 
-    def say(text, lasting=True):
-        """Print a line; on a terminal, one that isn't lasting is overwritten by the next."""
+    def say(text, lasting=True):  # on a terminal, the next line replaces one that isn't lasting
         if sys.stdout.isatty():
             print("\r\033[K" + text, end="\n" if lasting else "", flush=True)
         elif lasting:
             print(text, flush=True)
 
-    print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, "
-          f"{sequences_per_iter * block_size:,} in each of {last} iterations, "
-          f"{target_device.type} in {str(matrix_dtype)[6:]}, {optimizer}")
     if eval_only:
-        print("validation: loss {:.4f}, perplexity {:.2f}, bits per byte {:.4f}"
-              .format(*losses_on("val")))
+        print("validation: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format(
+            *losses_on("val")))
         return 0
-    reached = target_loss and (loss if target_split == "train" else best_val_loss) <= target_loss
-    if snapshot and path.name == "final_model.pt" and (step >= last or reached):
-        print(f"nothing left to do: {path} is the end of this run")
+    if snapshot and (step >= last or reached) and Path(out_dir, "final_model.pt").exists():
+        print(f"nothing left to do: {out_dir}/final_model.pt is the end of this run")
         return 0
     Path(out_dir, "snapshots").mkdir(parents=True, exist_ok=True)
-    if init_from == "scratch":
-        for file in old:
-            file.unlink()
-    first_step, rows = step, read_log(step - 1)
-    write_log(rows)
+    for file in [] if snapshot else old:
+        file.unlink()
+    if not snapshot:  # a run that is cut off before its first interval begins again from here
+        save("snapshots/snapshot_step_0.pt")
+    first_step, rows = step, read_log(step)
     seconds_before = float(rows[-1][3]) if rows else 0.0
+    write_log(rows)
     unseen = []  # loss + gradient norm of the iterations since they were last looked at
     shown, shown_step = time.time(), step
     model.train()
 
     with signals_noted() as signals:
         while True:
-            # Before the next iteration: what is due of the log, an evaluation and a snapshot.
-            finished = bool(step >= last or reached)
+            # Before an iteration, what is due after the one before: log, evaluation, snapshot.
+            finished = step >= last or reached
             eval_due = len(data["val"]) > 1 and (finished or step % eval_interval == 0)
             if step and (eval_due or finished or step % log_interval == 0):
-                row = [step, f"{step * sequences_per_iter / n_blocks:.4f}", step * sequences_per_iter * block_size,
+                row = [step, f"{step * sequences / n_blocks:.4f}", step * sequences * block_size,
                        f"{seconds_before + time.time() - started:.2f}",
                        f"{learning_rate * lr_factor(step - 1, last):.6g}", f"{loss:.6f}"]
                 line = f"iteration {step}/{last}: {row[3]} s, loss {loss:.4f}"
@@ -566,36 +536,33 @@ def main(arguments=None):
                     if val_loss < best_val_loss:
                         best_val_loss = val_loss
                         save("best.pt")
-                    if target_split == "val" and val_loss <= target_loss:
-                        finished = True
+                    finished |= target_split == "val" and val_loss <= target_loss
+                say(line)
                 rows.append(row + [""] * (len(LOG_COLUMNS) - len(row)))
                 write_log(rows)
-                say(line)
                 if eval_due:
                     draw_loss(rows)
                 if eval_due and encoding and sample_interval and step % sample_interval == 0:
                     print_samples(model, encoding, data["val"], target_device, 1)
-            if signals or (step > first_step and step % snapshot_interval == 0):
+            if signals or finished or (step != first_step and step % snapshot_interval == 0):
                 save(f"snapshots/snapshot_step_{step}.pt")
-                for old in sorted(Path(out_dir, "snapshots").glob("*.pt"), key=step_of)[
-                        :-keep_snapshots]:
-                    old.unlink()
+                for file in snapshots()[keep_snapshots:]:
+                    file.unlink()
             if finished:
                 break
             if signals:
                 say(f"stopped after iteration {step}: the same command goes on from here")
                 return 128 + signals[0]
 
-            # One iteration: forward, backward, update.
+            # One iteration: forward and backward in micro-batches, then the update.
             if dropout:
                 torch.manual_seed(hashed(seed, step) >> 1)
             for group in (group for opt in optimizers for group in opt.param_groups):
                 group["lr"] = group["initial_lr"] * lr_factor(step, last)
             total = 0.0
             for micro_step in range(gradient_accumulation_steps):
-                first = step * sequences_per_iter + micro_step * batch_size
-                rows_of_ids = get_batch(data["train"], first, model.config.vocab_size)
-                ids = rows_of_ids.to(target_device, non_blocking=True)
+                first = step * sequences + micro_step * batch_size
+                ids = get_batch(data["train"], first, model.config.vocab_size).to(target_device)
                 with autocast:
                     micro_loss = forward(ids[:, :-1], ids[:, 1:], return_logits=False)[1]
                 scaler.scale(micro_loss / gradient_accumulation_steps).backward()
@@ -604,16 +571,17 @@ def main(arguments=None):
                 scaler.unscale_(opt)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
             unseen.append(total + norm)
-            # A GPU works behind our back: looking at a number waits for it, so we seldom look.
-            if (target_device.type != "cuda" or target_loss or (step + 1) % log_interval == 0
-                    or (step + 1) % eval_interval == 0 or (step + 1) % snapshot_interval == 0
-                    or step + 1 >= last or signals):
+            # A GPU runs ahead of this script, and reading a number of it waits for it: only when
+            # the number is needed before the next iteration.
+            due = (log_interval, eval_interval, snapshot_interval, last)
+            if (target_device.type != "cuda" or target_loss or signals
+                    or any((step + 1) % interval == 0 for interval in due)):
                 loss = total.item()
                 bad = [not math.isfinite(x) for x in torch.stack(unseen).tolist()]
                 if any(bad) and not scaler.is_enabled() or not math.isfinite(loss):
                     raise ValueError(
-                        f"iteration {step - len(bad) + 1 + bad.index(True)}: the loss or its "
-                        f"gradient is not a number any more (loss {loss}): lower learning_rate or "
+                        f"iteration {step - len(bad) + 1 + bad.index(True)}: loss {loss}, or its "
+                        "gradient, is not a number any more: lower learning_rate or "
                         "muon_learning_rate, or raise warmup_iters; the last snapshot is kept")
                 unseen.clear()
             for opt in optimizers:
@@ -621,25 +589,23 @@ def main(arguments=None):
                 opt.zero_grad(set_to_none=True)
             scaler.update()
             step += 1
-            reached = target_loss and target_split == "train" and loss <= target_loss
+            reached = target_split == "train" and loss <= target_loss
             if time.time() - shown > 0.2:
-                speed = (step - shown_step) * sequences_per_iter * block_size
-                speed /= time.time() - shown
-                left = (last - step) * sequences_per_iter * block_size / speed
-                say(f"{step}/{last} | epoch {step * sequences_per_iter / n_blocks:.2f} | loss "
-                    f"{loss:.4f} | {speed:,.0f} tokens/s | "
-                    f"{speed * model.flops_per_token() / 1e9:,.0f} GFLOP/s | {left:.0f} s left",
+                speed = (step - shown_step) * sequences * block_size / (time.time() - shown)
+                say(f"{step}/{last} | epoch {step * sequences / n_blocks:.2f} | loss {loss:.4f} | "
+                    f"{speed:,.0f} tokens/s | {speed * model.flops_per_token() / 1e9:,.0f} GFLOP/s"
+                    f" | {(last - step) * sequences * block_size / speed:.0f} s left",
                     lasting=False)
                 shown, shown_step = time.time(), step
 
     save("final_model.pt")
-    if encoding:
+    if encoding and num_return_sequences:
         print_samples(model, encoding, data["val"], target_device, num_return_sequences)
     if len(data["test"]) > 1:
         best = Path(out_dir, "best.pt" if best_val_loss < math.inf else "final_model.pt")
         model.load_state_dict(read_snapshot(best)["model_state_dict"])
-        print("test with the weights of {}: loss {:.4f}, perplexity {:.2f}, bits per byte {:.4f}"
-              .format(best, *losses_on("test")))
+        print("test with {}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format(
+            best, *losses_on("test")))
     return 0
 
 

@@ -99,6 +99,17 @@ def override(script, arguments):
     return settings
 
 
+def one_of(settings, name, *allowed):
+    if settings[name] not in allowed:
+        usage(f"{name}={settings[name]!r}: expected one of {', '.join(map(repr, allowed))}")
+
+
+def at_least(settings, least, names):
+    for name in names.split():
+        if not least <= settings[name] < float("inf"):
+            usage(f"{name}={settings[name]}: expected a number from {least}")
+
+
 def run(main, arguments=None):
     """Call main(arguments) and return the exit code; what a user can cause ends in one line."""
     try:

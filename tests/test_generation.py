@@ -1,0 +1,342 @@
+"""Generation: the cache, text beyond the block and each decoding, against plain references.
+
+The references here have no cache: for every new token they read the whole visible text again.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import GPT, GPTConfig
+
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+
+
+def tiny_model(block_size=16, vocab_size=60, device="cpu"):
+    """A model with random weights, so large that its predictions are far from uniform; those of
+    ln_f have both signs, so that it doesn't just repeat the token that it reads."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size, vocab_size, n_layer=2, n_head=2, n_embd=32))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        torch.nn.init.normal_(model.transformer.ln_f.weight)
+    return model.to(device).eval()
+
+
+def random_ids(*shape, vocab_size=60, device="cpu"):
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(1)).to(device)
+
+
+def seeded(seed, device="cpu"):
+    return torch.Generator(device).manual_seed(seed)
+
+
+def visible(prompt_length, new, block_size):
+    """Yield (start, end) of the text that is seen when each of the new tokens is predicted: when
+    there is no room for one more, all is forgotten but the newest half of a block."""
+    start, end = max(0, prompt_length - block_size), prompt_length
+    for _ in range(new):
+        if end - start > block_size:
+            start = end - max(1, block_size // 2)
+        yield start, end
+        end += 1
+
+
+@torch.no_grad()
+def plain_greedy(model, ids, new):
+    for start, _ in visible(ids.size(1), new, model.config.block_size):
+        logits = model(ids[:, start:])[0][:, -1]
+        ids = torch.cat((ids, logits.argmax(-1, keepdim=True)), dim=1)
+    return ids
+
+
+@torch.no_grad()
+def plain_log_probs(model, ids):  # a list of ids -> a list of the next token's log-probabilities
+    logits = model(torch.tensor([ids]))[0][0, -1]
+    return F.log_softmax(logits.double(), dim=-1).tolist()
+
+
+def plain_probs(model, ids, temperature=1.0, top_k=None, top_p=1.0):
+    """The exact distribution that the next token is to be drawn from, computed number by number."""
+    weights = {token: math.exp(log_prob / temperature)
+               for token, log_prob in enumerate(plain_log_probs(model, ids))}
+    likeliest = sorted(weights, key=weights.get, reverse=True)[:top_k or None]
+    total = sum(weights[token] for token in likeliest)
+    nucleus = []
+    for token in likeliest:
+        nucleus.append(token)
+        if sum(weights[token] for token in nucleus) >= top_p * total:
+            break
+    total = sum(weights[token] for token in nucleus)
+    return {token: weights[token] / total for token in nucleus}
+
+
+def plain_beam_search(model, prompt, new, beams, length_penalty, eos_token):
+    """Beam search as a textbook has it. A continuation that ends is finished if it is among the
+    `beams` best of its step; the search ends when so many are finished."""
+    alive, finished = [(0.0, [])], []  # (log-probability, what follows the prompt)
+    for length in range(1, new + 1):
+        grown = [(so_far + log_prob, ids + [token]) for so_far, ids in alive
+                 for token, log_prob in enumerate(plain_log_probs(model, prompt + ids))]
+        grown.sort(key=lambda beam: -beam[0])
+        ended = [beam for beam in grown if beam[1][-1] == eos_token or length == new]
+        finished += [beam for beam in grown[:beams] if beam in ended]
+        alive = [beam for beam in grown if beam not in ended][:beams]
+        if len(finished) >= beams:
+            break
+    finished.sort(key=lambda beam: -beam[0] / len(beam[1]) ** length_penalty)
+    return finished[:beams]
+
+
+# ---- the cache ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("prompt_length", [1, 5, 16])
+@pytest.mark.parametrize("batch_size", [1, 8])
+@torch.no_grad()
+def test_cached_logits_equal_a_plain_forward_pass_at_every_position(
+        batch_size, prompt_length, device):
+    model = tiny_model(device=device)
+    text = random_ids(batch_size, prompt_length, device=device)
+    steps = model.stream(text, 40, generator=seeded(2, device))
+    for (new, logits), (start, end) in zip(steps, visible(prompt_length, 40, 16), strict=True):
+        plain = model(text[:, start:end])[0][:, -1]
+        assert logits.shape == (batch_size, 60)
+        torch.testing.assert_close(logits, plain, rtol=0, atol=1e-4)
+        text = torch.cat((text, new), dim=1)
+    assert text.size(1) == prompt_length + 40
+
+
+@pytest.mark.parametrize("prompt_length", [1, 5, 16])
+def test_greedy_text_is_the_same_with_and_without_a_cache(prompt_length):
+    model = tiny_model()
+    prompt = random_ids(3, prompt_length)
+    plain = plain_greedy(model, prompt, 16)
+    assert len(plain[0, prompt_length:].unique()) > 5  # not one token for ever
+    assert model.generate(prompt, 16, temperature=0).equal(plain)
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 9, 16])
+def test_three_blocks_of_text_are_read_on_from_the_newest_half_of_each_full_block(block_size):
+    model = tiny_model(block_size)
+    prompt = random_ids(2, 1)
+    plain = plain_greedy(model, prompt, 3 * block_size)
+    assert model.generate(prompt, 3 * block_size, temperature=0).equal(plain)
+
+
+def test_of_a_prompt_longer_than_the_block_the_newest_block_is_read():
+    model = tiny_model()
+    prompt = random_ids(2, 21)
+    assert model.generate(prompt, 20, temperature=0).equal(plain_greedy(model, prompt, 20))
+
+
+def test_a_token_costs_less_than_two_positions_of_work_however_long_the_text_is():
+    model = tiny_model()
+    prompt = random_ids(1, 1)
+
+    def flops(new):
+        with FlopCounterMode(display=False) as counter:
+            model.generate(prompt, new, temperature=0)
+        return counter.get_total_flops()
+
+    one_position = flops(1)
+    assert one_position > 2 * model.transformer.h[0].mlp.c_fc.weight.numel()
+    assert flops(16) == pytest.approx(16 * one_position, rel=0.2)  # attention's part grows
+    assert flops(160) < 2 * 160 * one_position
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_has_a_cache_in_half_precision(dtype):
+    model = tiny_model().to(dtype)
+    prompt = random_ids(2, 5)
+    with torch.no_grad():
+        plain = model(prompt)[0][:, -1].float()
+    first, second = model.stream(prompt, 2, temperature=0)
+    torch.testing.assert_close(first[1].float(), plain, rtol=0.05, atol=0.2)
+    with torch.no_grad():
+        plain = model(torch.cat((prompt, first[0]), dim=1))[0][:, -1].float()
+    torch.testing.assert_close(second[1].float(), plain, rtol=0.05, atol=0.2)
+
+
+def test_text_follows_the_weights_when_they_change():
+    """What generation may keep of the weights, in a faster layout, must not outlive a change."""
+    model = tiny_model()
+    prompt = random_ids(1, 4)
+    before = model.generate(prompt, 12, temperature=0)
+    loss = model(prompt, prompt)[1]
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.sub_(0.5 * parameter.grad)
+    after = model.generate(prompt, 12, temperature=0)
+    assert after.equal(plain_greedy(model, prompt, 12))
+    assert not after.equal(before)
+
+
+def test_tokens_come_one_by_one_while_the_text_grows():
+    stream = tiny_model().stream(random_ids(1, 3), 10 ** 9)
+    assert [next(stream)[0].shape for _ in range(5)] == [(1, 1)] * 5
+
+
+# ---- how the next token is chosen ---------------------------------------------------------------
+
+def test_temperature_0_takes_the_likeliest_whatever_the_other_options_are():
+    model = tiny_model()
+    prompt = random_ids(4, 3)
+    text = model.generate(prompt, 10, temperature=0, top_k=5, top_p=0.3, generator=seeded(3))
+    assert text.equal(plain_greedy(model, prompt, 10))
+
+
+@pytest.mark.parametrize("options", [
+    dict(), dict(temperature=0.5), dict(temperature=2.0), dict(top_k=5), dict(top_k=60),
+    dict(top_k=1000), dict(top_p=0.5), dict(top_p=0.9), dict(top_p=1.0), dict(top_p=1e-6),
+    dict(temperature=0.7, top_k=10, top_p=0.8), dict(temperature=1.5, top_k=1)], ids=str)
+def test_tokens_are_drawn_with_the_exact_probabilities(options):
+    model = tiny_model(block_size=4)
+    prompt = random_ids(1, 3)
+    n = 20_000
+    drawn = model.generate(prompt.expand(n, -1), 1, generator=seeded(4), **options)[:, -1]
+    counts = drawn.bincount(minlength=60).tolist()
+    exact = plain_probs(model, prompt[0].tolist(), **options)
+    assert {token for token, count in enumerate(counts) if count} <= exact.keys()
+    for token, p in exact.items():
+        assert counts[token] / n == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / n) + 1e-4)
+
+
+def test_the_filters_of_the_test_before_leave_different_numbers_of_tokens():
+    model = tiny_model(block_size=4)
+    prompt = random_ids(1, 3)[0].tolist()
+    sizes = [len(plain_probs(model, prompt, **options)) for options in
+             (dict(), dict(top_p=0.9), dict(top_p=0.5), dict(top_k=5), dict(top_p=1e-6))]
+    assert sizes[0] == 60 > sizes[1] > sizes[2] > 1 == sizes[4] and sizes[3] == 5
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another():
+    model = tiny_model()
+    prompt = random_ids(2, 3)
+    first, again, other = (model.generate(prompt, 20, generator=seeded(seed)) for seed in (5, 5, 6))
+    assert first.equal(again)
+    assert not first.equal(other)
+
+
+def test_rows_of_a_batch_are_continued_side_by_side_each_in_its_own_way():
+    model = tiny_model()
+    prompts = random_ids(5, 3)
+    alone = [model.generate(prompt[None], 30, temperature=0) for prompt in prompts]
+    assert model.generate(prompts, 30, temperature=0).equal(torch.cat(alone))
+    same = prompts[:1].expand(5, -1)
+    assert len(model.generate(same, 10, generator=seeded(7)).unique(dim=0)) == 5
+
+
+def test_a_row_repeats_eos_token_after_it_and_the_text_ends_when_all_rows_have_it():
+    model = tiny_model()
+    prompts = random_ids(6, 3)
+    eos = model.generate(prompts, 1, generator=seeded(8))[0, -1].item()  # the first row begins so
+    free = model.generate(prompts, 400, generator=seeded(8))[:, 3:].tolist()
+    lengths = [row.index(eos) + 1 for row in free]  # raises if a row never comes to it
+    assert min(lengths) == 1 and 1 < max(lengths) < 400
+    text = model.generate(prompts, 400, eos_token=eos, generator=seeded(8))
+    assert text.equal(torch.cat((prompts, torch.tensor(
+        [row[:length] + [eos] * (max(lengths) - length) for row, length in zip(free, lengths)])),
+        dim=1))
+
+
+def test_an_eos_token_in_the_prompt_ends_nothing():
+    model = tiny_model()
+    prompt = random_ids(1, 3)
+    text = plain_greedy(model, prompt, 5)
+    unused = next(token for token in range(60) if token not in text)
+    prompt[0, 0] = unused
+    plain = plain_greedy(model, prompt, 5)
+    assert unused not in plain[0, 3:]
+    assert model.generate(prompt, 5, temperature=0, eos_token=unused).equal(plain)
+
+
+# ---- beams --------------------------------------------------------------------------------------
+
+def assert_same_beams(found, prompt, expected):
+    assert [ids for ids, _ in found] == [prompt + ids for _, ids in expected]
+    for (_, log_prob), (plain, _) in zip(found, expected):
+        assert log_prob == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("beams", [1, 2, 4, 7])
+def test_beam_search_finds_what_a_plain_search_without_cache_finds(beams, length_penalty):
+    model = tiny_model()
+    prompt = random_ids(1, 4)
+    for eos_token in (None, *range(0, 60, 6)):
+        found = model.beam_search(prompt, 8, beams, length_penalty, eos_token)
+        assert_same_beams(found, prompt[0].tolist(), plain_beam_search(
+            model, prompt[0].tolist(), 8, beams, length_penalty, eos_token))
+
+
+def test_the_searches_of_the_test_before_meet_ends_and_length_penalty_reorders_them():
+    model = tiny_model()
+    prompt = random_ids(1, 4)[0].tolist()
+    ends = {eos: [plain_beam_search(model, prompt, 8, 4, penalty, eos) for penalty in (0.0, 2.0)]
+            for eos in range(0, 60, 6)}
+    lengths = {len(ids) for results in ends.values() for _, ids in results[0]}
+    assert len(lengths) > 2
+    assert any(flat != long for flat, long in ends.values())
+
+
+def test_a_search_with_enough_beams_ranks_all_continuations_there_are():
+    model = tiny_model(vocab_size=5)
+    prompt = [1, 4]
+    every = [[]]
+    for _ in range(3):
+        every = [ids + [token] for ids in every for token in range(5)]
+    scored = []
+    for ids in every:
+        log_probs = [plain_log_probs(model, prompt + ids[:i])[ids[i]] for i in range(3)]
+        scored.append((sum(log_probs), ids))
+    scored.sort(key=lambda beam: -beam[0])
+    found = model.beam_search(torch.tensor([prompt]), 3, beams=125)
+    assert_same_beams(found, prompt, scored)
+    few = model.beam_search(torch.tensor([prompt]), 3, beams=25)  # as good: two steps are complete
+    assert few[0][0] == found[0][0]
+
+
+def test_beams_are_never_more_than_there_are_continuations():
+    model = tiny_model(vocab_size=5)
+    found = model.beam_search(torch.tensor([[1, 4]]), 1, beams=7)
+    assert sorted(ids[-1] for ids, _ in found) == [0, 1, 2, 3, 4]
+    assert sum(math.exp(log_prob) for _, log_prob in found) == pytest.approx(1, abs=1e-4)
+
+
+def test_one_beam_is_greedy_decoding_up_to_eos_token():
+    model = tiny_model()
+    prompt = random_ids(1, 4)
+    plain = plain_greedy(model, prompt, 12)[0].tolist()
+    assert model.beam_search(prompt, 12, beams=1)[0][0] == plain
+    for eos in range(60):  # an end that is only second best is not taken
+        end = plain.index(eos, 4) + 1 if eos in plain[4:] else len(plain)
+        assert model.beam_search(prompt, 12, 1, eos_token=eos)[0][0] == plain[:end]
+
+
+def test_beams_outgrow_the_block_as_other_text_does():
+    model = tiny_model()
+    prompt = random_ids(1, 3)
+    text = plain_greedy(model, prompt, 48)
+    found = model.beam_search(prompt, 48, beams=1)
+    assert found[0][0] == text[0].tolist()
+    ids, log_prob = model.beam_search(prompt, 48, beams=3)[0]
+    plain = [plain_log_probs(model, ids[start:end])[ids[end]]
+             for start, end in visible(3, 48, 16)]
+    assert log_prob == pytest.approx(sum(plain), abs=1e-3)
+
+
+# ---- what can't be meant ------------------------------------------------------------------------
+
+@pytest.mark.parametrize("prompt_length, options, named", [
+    (0, dict(), "prompt"), (3, dict(temperature=-0.5), "temperature"),
+    (3, dict(top_p=0.0), "top_p"), (3, dict(top_p=1.5), "top_p")])
+def test_an_option_that_cannot_be_meant_raises_a_value_error_that_names_it(
+        prompt_length, options, named):
+    with pytest.raises(ValueError, match=named):
+        tiny_model().generate(random_ids(1, prompt_length), 3, **options)

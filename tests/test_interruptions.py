@@ -1,0 +1,631 @@
+"""A run that is interrupted, in whatever way and moment, loses nothing and is never silently wrong.
+
+Most runs here are forked from a server process that has imported torch already, which saves two
+seconds each; they then do what `python train.py` does. The ones about signals start the command.
+"""
+
+import functools
+import hashlib
+import io
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import pickle
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import config
+import prepare
+import train
+from model import read_snapshot
+
+ROOT = Path(train.__file__).parent
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train", "torch._dynamo", "pytest"])
+
+KILL = functools.partial(signal.raise_signal, signal.SIGKILL)
+CTRL_C = functools.partial(signal.raise_signal, signal.SIGINT)
+SIGTERM = functools.partial(signal.raise_signal, signal.SIGTERM)
+
+# Every few iterations there is something to interrupt; 2 batches make an iteration.
+TINY = ("--n_layer=2 --n_embd=32 --n_head=2 --block_size=16 --batch_size=4 --device=cpu "
+        "--dropout=0.1 --gradient_accumulation_steps=2 --warmup_iters=2 --num_return_sequences=0 "
+        "--log_interval=2 --eval_interval=6 --eval_iters=2 --snapshot_interval=3").split()
+SHORT = [*TINY, "--max_iters=12", "--keep_snapshots=3"]  # leaves the snapshots of 6, 9 and 12
+LONG = [*TINY, "--max_iters=150"]
+
+
+# ---- running, interrupting, comparing -----------------------------------------------------------
+
+def child(main, arguments, output, strikes):
+    """In a forked process: run a script's main, its output going to a file, struck on the way."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    if strikes:
+        arm(strikes)
+    raise SystemExit(config.run(main, arguments))
+
+
+def arm(strikes):
+    """Prepare this process's strikes (place, count, action): the action is called at the count-th
+    arrival at the place; the next strike begins to count when the one before it has fallen."""
+    strikes = list(strikes)
+    arrivals = 0
+
+    def arrive(place):
+        nonlocal arrivals
+        if strikes and strikes[0][0] == place:
+            arrivals += 1
+            if arrivals == strikes[0][1]:
+                arrivals = 0
+                strikes.pop(0)[2]()
+
+    def watched(function, before=None, after=None):
+        def call(*arguments, **options):
+            arrive(before)
+            result = function(*arguments, **options)
+            arrive(after)
+            return result
+        return call
+
+    class WatchedFile(io.FileIO):
+        def write(self, data):  # in two halves, and what strikes strikes in between
+            half = len(data) // 2
+            written = super().write(data[:half])
+            arrive("write")
+            return written + super().write(data[half:])
+
+    def watched_open(path, mode="r", **options):
+        return WatchedFile(path, mode) if mode == "wb" else open(path, mode, **options)
+
+    prepare.open = watched_open
+    train.get_batch = watched(train.get_batch, before="batch")
+    os.fsync = watched(os.fsync, before="fsync")
+    os.replace = watched(os.replace, before="replace", after="replaced")
+    Path.unlink = watched(Path.unlink, before="unlink")
+
+
+def start(arguments, output, strikes=(), main=train.main):
+    process = FORKS.Process(target=child, args=(main, arguments, str(output), strikes))
+    process.start()
+    return process
+
+
+def run(arguments, folder, strikes=(), main=train.main):
+    """Run a script with its results in folder; return (exit code or -signal, output)."""
+    output = Path(f"{folder}.output")
+    process = start([*arguments, f"--out_dir={folder}"], output, strikes, main)
+    process.join()
+    return process.exitcode, output.read_text(encoding="utf-8")
+
+
+def frozen(value):
+    """Return something that is equal for two values only if they are equal bit for bit."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), hashlib.sha256(value.numpy()).hexdigest()
+    if isinstance(value, dict):
+        return {key: frozen(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [frozen(item) for item in value]
+    return repr(value)  # a float's repr tells all its bits
+
+
+def contents(path):
+    """Return what counts in a snapshot: all but the settings, in which out_dir differs."""
+    return frozen({**read_snapshot(path), "settings": None})
+
+
+def results(folder):
+    """Return {file: what counts in it} of all the files that a run has left, whatever they are."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".pt" and path.is_file():
+            found[name] = contents(path)
+        elif path.name == "log.csv":
+            rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
+            found[name] = [row[:3] + row[4:] for row in rows]  # without the seconds
+        elif path.is_file():
+            found[name] = path.read_bytes()
+    return found
+
+
+def snapshot_files(folder):
+    return sorted(Path(folder, "snapshots").glob("*.pt"), key=lambda path: int(path.stem[14:]))
+
+
+def one_line_of(output):
+    """Return the one line of a failure's output that says what is wrong."""
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in output, output
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    text = folder / "text.txt"
+    text.write_text(Path(ROOT, "input.txt").read_text(encoding="utf-8")[:20000], encoding="utf-8")
+    assert config.run(prepare.main, [f"--input={text}", f"--out_dir={folder}",
+                                     "--vocab_size=300"]) == 0
+    return f"--data_dir={folder}"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    """Return a function: arguments -> the folder of a run with them that nothing interrupted."""
+    folders = {}
+
+    def folder_of(arguments):
+        key = tuple(arguments)
+        if key not in folders:
+            folder = tmp_path_factory.mktemp("uninterrupted") / "out"
+            code, output = run([*arguments, data], folder)
+            assert code == 0, output
+            folders[key] = folder
+        return folders[key]
+
+    return folder_of
+
+
+# ---- 1. killed anywhere -------------------------------------------------------------------------
+
+# Where a kill falls, and the latest arrival there at which it does: at most 9 iterations on.
+PLACES = (("outside", 0), ("outside", 0), ("outside", 0), ("batch", 14), ("batch", 14),
+          ("write", 1200), ("write", 1200), ("write", 1200), ("fsync", 8), ("replace", 8),
+          ("replaced", 8), ("unlink", 1))
+
+
+def kill_again_and_again(arguments, folder, dice):
+    """Start the run and kill it, once at each of PLACES in random order; then let it finish."""
+    output = Path(f"{folder}.output")
+    for place, latest in dice.sample(PLACES, len(PLACES)):
+        strikes = [(place, dice.randint(1, latest), KILL)] if latest else []
+        process = start([*arguments, f"--out_dir={folder}"], output, strikes)
+        if not latest:  # from outside, at a moment that has nothing to do with what is done in it
+            while process.is_alive() and "\niteration" not in output.read_text(encoding="utf-8"):
+                time.sleep(0.001)
+            time.sleep(dice.uniform(0, 0.02))
+            process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, output.read_text(encoding="utf-8")
+    code, text = run(arguments, folder)
+    assert code == 0 and "going on from" in text, text
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_killed_twelve_times_ends_with_the_same_bits(optimizer, data, uninterrupted,
+                                                           tmp_path):
+    arguments = [*LONG, f"--optimizer={optimizer}"]
+    kill_again_and_again([*arguments, data], tmp_path / "out", random.Random(optimizer))
+    assert results(tmp_path / "out") == results(uninterrupted(arguments))
+
+
+# ---- 2. SIGTERM and Ctrl-C ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_writes_a_snapshot_says_how_to_go_on_and_ends_with_the_same_bits(
+        number, code, data, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    arguments = [*LONG, "--optimizer=muon"]
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *arguments, data, f"--out_dir={out}"], cwd=ROOT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT)
+    for line in process.stdout:
+        if line.startswith("iteration"):
+            break
+    process.send_signal(number)
+    output = process.communicate()[0]
+    assert process.returncode == code, output
+    step = int(re.search(r"stopped after iteration (\d+): the same command goes on", output)[1])
+    assert read_snapshot(out / "snapshots" / f"snapshot_step_{step}.pt")["step"] == step < 150
+    code, output = run([*arguments, data], out)
+    assert code == 0 and f"going on from {out}/snapshots/snapshot_step_{step}.pt" in output, output
+    assert results(out) == results(uninterrupted(arguments))
+
+
+@pytest.mark.parametrize("place, count", [
+    ("batch", 1), ("write", 1), ("write", 2), ("write", 90), ("write", 500), ("fsync", 1),
+    ("replace", 1), ("replaced", 1)])
+def test_a_second_ctrl_c_leaves_at_once_and_leaves_no_broken_file(place, count, data, uninterrupted,
+                                                                  tmp_path):
+    out = tmp_path / "out"
+    code, output = run([*SHORT, data], out, [("batch", 9, CTRL_C), (place, count, CTRL_C)])
+    assert code == 130 and "Traceback" not in output, output
+    assert "stopped after" not in output  # the second one did not wait for the first
+    assert not list(out.rglob("*.tmp"))
+    assert results(out)  # reads every snapshot
+    assert run([*SHORT, data], out)[0] == 0
+    assert results(out) == results(uninterrupted(SHORT))
+
+
+def test_a_kill_while_sigterm_writes_its_snapshot_leaves_nothing_behind(data, uninterrupted,
+                                                                       tmp_path):
+    strikes = [("batch", 9, SIGTERM), ("write", 200, KILL)]  # a cluster's grace period is over
+    assert run([*SHORT, data], tmp_path / "out", strikes)[0] == -signal.SIGKILL
+    assert run([*SHORT, data], tmp_path / "out")[0] == 0
+    assert results(tmp_path / "out") == results(uninterrupted(SHORT))
+
+
+# ---- 3. broken snapshots ------------------------------------------------------------------------
+
+def cut(path, length):
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def largest_record(path):
+    """Return (offset, length) of the bytes of the largest tensor that is in a snapshot."""
+    with zipfile.ZipFile(path) as archive:
+        record = max(archive.infolist(), key=lambda info: info.file_size)
+        with archive.open(record):
+            header = path.read_bytes()[record.header_offset:record.header_offset + 30]
+    names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    return record.header_offset + 30 + names, record.file_size
+
+
+def flip(path, offset, bit=0):
+    contents = bytearray(path.read_bytes())
+    contents[offset] ^= 1 << bit
+    path.write_bytes(contents)
+
+
+def flip_in_a_tensor(path):
+    offset, length = largest_record(path)
+    flip(path, offset + length // 2)
+
+
+def make_directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+def rewrite(path, **changes):
+    torch.save({**read_snapshot(path), **changes}, path)
+
+
+class RunsAProgram:
+    """What an attacker would hide in a snapshot: unpickling it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+BROKEN = {
+    "empty": lambda path: cut(path, 0),
+    "cut to one byte": lambda path: cut(path, 1),
+    "cut in half": lambda path: cut(path, path.stat().st_size // 2),
+    "without its last byte": lambda path: cut(path, -1),
+    "flipped in a tensor": flip_in_a_tensor,
+    "a directory": make_directory,
+    "another program's text": lambda path: path.write_text("step,loss\n"),
+    "another program's zip": lambda path: zipfile.ZipFile(path, "w").close(),
+    "another program's tensors": lambda path: torch.save({"weight": torch.ones(2)}, path),
+    "of a later format": lambda path: rewrite(path, format_version=2),
+    "of a format from a dream": lambda path: rewrite(path, format_version="new"),
+    "hiding a program": lambda path: rewrite(path, step=RunsAProgram(path.parent / "executed")),
+    "a bare pickle hiding a program":
+        lambda path: path.write_bytes(pickle.dumps(RunsAProgram(path.parent / "executed"))),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_snapshot_is_named_and_skipped_and_the_one_before_it_used(kind, data,
+                                                                          uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(uninterrupted(SHORT), out)
+    newest, before = snapshot_files(out)[:-3:-1]
+    BROKEN[kind](newest)
+    code, output = run([*SHORT, data], out)
+    assert code == 0, output
+    assert re.search(rf"^skipped: {newest}.*: \w.*", output, re.MULTILINE), output
+    assert f"going on from {before}\n" in output
+    assert not (out / "snapshots" / "executed").exists()
+    for left in out.rglob("*.broken"):  # what was skipped may be kept out of the way
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    assert results(out) == results(uninterrupted(SHORT))
+
+
+def test_the_program_hidden_in_a_snapshot_would_run_if_the_file_were_trusted(tmp_path):
+    torch.save({"step": RunsAProgram(tmp_path / "executed")}, tmp_path / "snapshot.pt")
+    torch.load(tmp_path / "snapshot.pt", weights_only=False)
+    assert (tmp_path / "executed").exists()
+
+
+def test_of_three_snapshots_the_only_valid_one_is_found(data, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(uninterrupted(SHORT), out)
+    oldest, *others = snapshot_files(out)
+    for kind, path in zip(("cut in half", "flipped in a tensor"), others):
+        BROKEN[kind](path)
+    code, output = run([*SHORT, data], out)
+    assert code == 0 and output.count("skipped: ") == 2 and f"going on from {oldest}" in output
+
+
+@pytest.mark.parametrize("init_from", ["auto", "resume"])
+def test_with_no_valid_snapshot_the_run_stops_and_touches_nothing(init_from, data, uninterrupted,
+                                                                  tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(uninterrupted(SHORT), out)
+    for path in out.glob("*.*"):
+        path.unlink()  # only the snapshots speak for the run
+    for path in snapshot_files(out):
+        cut(path, 1000)
+    for _ in range(2):
+        code, output = run([*SHORT, data, f"--init_from={init_from}"], out)
+        assert code == 1 and str(out) in one_line_of(output) and output.count("skipped: ") == 3
+        files = [path for path in out.rglob("*") if path.is_file()]
+        assert len(files) == 3 and all(path.stat().st_size == 1000 for path in files)
+
+
+def test_a_broken_snapshot_of_a_later_step_never_displaces_a_valid_one(data, uninterrupted,
+                                                                       tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(uninterrupted(SHORT), out)
+    cut(snapshot_files(out)[-1], 1000)  # of 12; 9 is valid
+    arguments = [*SHORT, data, "--snapshot_interval=2", "--keep_snapshots=1"]
+    code, output = run(arguments, out, [("batch", 3, KILL)])  # in the iteration after 10
+    assert code == -signal.SIGKILL, output
+    code, output = run(arguments, out)
+    assert code == 0 and "snapshot_step_10.pt" in output, output
+
+
+def test_a_snapshot_cut_at_any_length_is_refused(uninterrupted, tmp_path):
+    whole = (uninterrupted(SHORT) / "final_model.pt").read_bytes()
+    path = tmp_path / "cut.pt"
+    for length in [*range(0, len(whole), len(whole) // 80), *range(len(whole) - 30, len(whole))]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="cut.pt can't be used: .+"):
+            read_snapshot(path)
+
+
+def test_a_byte_flipped_anywhere_is_refused_or_changes_nothing(uninterrupted, tmp_path):
+    original = uninterrupted(SHORT) / "final_model.pt"
+    expected, size = contents(original), original.stat().st_size
+    offset, length = largest_record(original)
+    dice = random.Random(1)
+    inside = [(offset + dice.randrange(length), True) for _ in range(30)]
+    # and where the containers' headers and the list of records are, which have no checksum
+    anywhere = [(dice.randrange(size), False) for _ in range(60)]
+    at_the_end = [(size - 1 - dice.randrange(5000), False) for _ in range(60)]
+    refused = 0
+    for place, in_a_tensor in inside + anywhere + at_the_end:
+        path = tmp_path / "flipped.pt"
+        shutil.copy(original, path)
+        flip(path, place, dice.randrange(8))
+        try:
+            assert contents(path) == expected, f"byte {place} changes the snapshot unnoticed"
+            assert not in_a_tensor, f"byte {place} is in a tensor"
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 60
+
+
+# ---- 4. the disk is full, or nothing can be written ---------------------------------------------
+
+@pytest.mark.parametrize("size", [100, 5000, 200_000, 360_000])
+def test_a_full_disk_stops_the_run_and_every_earlier_snapshot_is_valid(size, data, uninterrupted,
+                                                                       tmp_path):
+    out = tmp_path / "out"
+    full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+    code, output = run([*SHORT, data], out, [("batch", 15, full)])  # in the iteration after 7
+    assert code == 1, output
+    assert re.search(rf"{out}/\S+: File too large", one_line_of(output)), output
+    assert [path.stem for path in snapshot_files(out)][-2:] == ["snapshot_step_3", "snapshot_step_6"]
+    assert results(out) and not list(out.rglob("*.tmp"))
+    assert run([*SHORT, data], out)[0] == 0  # there is space again
+    assert results(out) == results(uninterrupted(SHORT))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True)
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting a small tmpfs is not allowed here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_small_disk_that_fills_up_keeps_every_snapshot_that_fitted(small_disk, data,
+                                                                     uninterrupted):
+    out = small_disk / "out"
+    code, output = run([*SHORT, data], out)
+    assert code == 1 and re.search(rf"{out}/\S+: No space left", one_line_of(output)), output
+    assert snapshot_files(out) and results(out) and not list(out.rglob("*.tmp"))
+    subprocess.run(["mount", "-o", "remount,size=9m", small_disk], check=True)
+    code, output = run([*SHORT, data], out)
+    assert code == 0 and "going on from" in output, output
+    assert results(out) == results(uninterrupted(SHORT))
+
+
+def test_a_read_only_disk_is_found_before_the_first_iteration(small_disk, data):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    code, output = run([*SHORT, data], small_disk, [("batch", 1, KILL)])
+    assert code == 1 and re.search(rf"{small_disk}.*: Read-only file system", one_line_of(output))
+
+
+@pytest.mark.parametrize("name", ["out", "out/snapshots", "out/log.csv.tmp"])
+def test_an_unwritable_out_dir_is_found_before_the_first_iteration(name, data, tmp_path):
+    obstacle = tmp_path / name
+    obstacle.parent.mkdir(exist_ok=True)
+    obstacle.mkdir() if obstacle.suffix else obstacle.write_text("a file in place of a folder")
+    code, output = run([*SHORT, data], tmp_path / "out", [("batch", 1, KILL)])
+    assert code == 1 and str(tmp_path) in one_line_of(output), output
+
+
+# ---- 5. wrong numbers ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_good_snapshots_as_they_are(
+        optimizer, data, tmp_path):
+    out = tmp_path / "out"
+    arguments = [*SHORT, data, f"--optimizer={optimizer}"]
+    assert run(arguments, out, [("batch", 9, SIGTERM)])[0] == 143  # after 5 iterations
+    good = {path: contents(path) for path in snapshot_files(out)}
+    too_high = ["--learning_rate=1e20", "--muon_learning_rate=1e20"]
+    code, output = run([*arguments, *too_high], out)
+    assert code == 1, output
+    assert re.search("iteration [67]: .*lower learning_rate", one_line_of(output)), output
+    left = snapshot_files(out)
+    assert good and left == sorted(good, key=left.index)
+    assert all(contents(path) == expected for path, expected in good.items())
+    code, output = run(arguments, out)  # with the learning rate that went well before
+    assert code == 0, output
+
+
+@pytest.mark.parametrize("learning_rate", ["1e20", "1e38", "1e300"])
+def test_a_snapshot_never_holds_weights_that_are_no_numbers(learning_rate, data, tmp_path):
+    out = tmp_path / "out"
+    arguments = [*SHORT, data, "--optimizer=adamw", "--snapshot_interval=1", "--keep_snapshots=1"]
+    assert run(arguments, out, [("batch", 9, SIGTERM)])[0] == 143
+    code, output = run([*arguments, f"--learning_rate={learning_rate}"], out)
+    assert code == 1 and "lower learning_rate" in one_line_of(output), output
+    for path in snapshot_files(out):
+        weights = read_snapshot(path)["model_state_dict"].values()
+        assert all(weight.isfinite().all() for weight in weights), path
+    assert snapshot_files(out)
+
+
+def test_a_gradient_norm_that_is_infinite_stops_the_run_naming_the_iteration(data, tmp_path,
+                                                                             monkeypatch, capsys):
+    norms = itertools.chain([1.0, 1.0, 1.0], itertools.repeat(math.inf))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(next(norms)))
+    assert config.run(train.main, [*SHORT, data, f"--out_dir={tmp_path}"]) == 1
+    message = one_line_of(capsys.readouterr().err)
+    assert "iteration 4:" in message and "learning_rate" in message
+    assert snapshot_files(tmp_path)[-1].stem == "snapshot_step_3"
+
+
+def test_steps_that_the_float16_scaler_skips_are_counted_and_shown(data, tmp_path, monkeypatch,
+                                                                   capsys):
+    scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0 ** 60)  # too large for a while
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    arguments = [*TINY, data, f"--out_dir={tmp_path}", "--dtype=float16", "--max_iters=40"]
+    assert config.run(train.main, arguments) == 0
+    output = capsys.readouterr().out
+    counts = [int(count) for count in re.findall(r"(\d+) steps? skipped", output)]
+    assert counts == sorted(counts) and 10 < counts[-1] < 40, output
+    snapshot = read_snapshot(tmp_path / "final_model.pt")
+    taken = {int(state["step"]) for state in snapshot["optimizer_state_dict"][1]["state"].values()}
+    assert taken == {40 - counts[-1]}
+
+
+# ---- 6. prepare.py, and data that doesn't match its description ---------------------------------
+
+TEXTS = {name: "".join(f"{name} {i} the quick brown fox\n" for i in range(size))
+         for name, size in (("old", 60), ("new", 90), ("third", 75))}
+MOMENTS = [*itertools.product(["fsync", "replace", "replaced"], range(1, 5)),
+           *itertools.product(["replace", "replaced"], range(5, 8)), ("write", 1), ("write", 3)]
+
+
+def write_data(name, folder, strikes=()):
+    text = folder.with_name(f"{name}.txt")
+    text.write_text(TEXTS[name], encoding="utf-8")
+    return run([f"--input={text}", "--vocab_size=270"], folder, strikes, prepare.main)[0]
+
+
+def data_in(folder):
+    """Return the name of the text that the data in folder is of, as train.py reads it."""
+    train.block_size = 8
+    meta, data = train.load_data(folder)
+    encoding = prepare.load_tokenizer(meta["tokenizer"])
+    text = "".join(encoding.decode(data[split].tolist()) for split in prepare.SPLITS)
+    return next(name for name in TEXTS if TEXTS[name] == text)
+
+
+@pytest.fixture(scope="module")
+def old_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    assert write_data("old", folder) == 0 and data_in(folder) == "old"
+    return folder
+
+
+def test_prepare_killed_at_any_moment_leaves_the_old_data_or_the_new(old_data, tmp_path):
+    found = []
+    for moment, (place, count) in enumerate(MOMENTS):
+        folder = tmp_path / str(moment) / "data"
+        shutil.copytree(old_data, folder)
+        assert write_data("new", folder, [(place, count, KILL)]) == -signal.SIGKILL
+        found.append(data_in(folder))
+    assert set(found) == {"old", "new"}
+
+
+def test_prepare_killed_twice_leaves_the_data_of_one_text(old_data, tmp_path):
+    dice = random.Random(2)
+    late = [("replaced", 4), ("replace", 5), ("replaced", 5), ("replace", 6), ("replaced", 6)]
+    for turn in range(14):
+        folder = tmp_path / str(turn) / "data"
+        shutil.copytree(old_data, folder)
+        first, second = late[turn % len(late)], dice.choice(MOMENTS)
+        assert write_data("new", folder, [(*first, KILL)]) == -signal.SIGKILL
+        assert write_data("third", folder, [(*second, KILL)]) == -signal.SIGKILL
+        assert data_in(folder) in ("new", "third"), (first, second)
+
+
+def test_the_first_prepare_killed_leaves_nothing_that_train_would_take_for_data(tmp_path):
+    found = set()
+    for moment, (place, count) in enumerate(MOMENTS[::3]):
+        folder = tmp_path / str(moment) / "data"
+        folder.parent.mkdir()
+        assert write_data("new", folder, [(place, count, KILL)]) == -signal.SIGKILL
+        try:
+            found.add(data_in(folder))
+        except ValueError as error:
+            assert "is not there: python prepare.py" in str(error)
+            found.add(None)
+    assert found == {None, "new"}
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("change", ["flipped", "cut", "longer", "gone", "another split's"])
+def test_data_that_does_not_match_its_meta_json_is_noticed(split, change, old_data, tmp_path,
+                                                           capsys):
+    folder = tmp_path / "data"
+    shutil.copytree(old_data, folder)
+    path = folder / f"{split}.bin"
+    if change == "flipped":
+        flip(path, path.stat().st_size // 3)
+    elif change == "cut":
+        cut(path, -2)
+    elif change == "longer":
+        path.write_bytes(path.read_bytes() + b"\0\0")
+    elif change == "gone":
+        path.unlink()
+    else:
+        shutil.copy(folder / ("val.bin" if split == "train" else "train.bin"), path)
+    out = tmp_path / "out"
+    arguments = [*SHORT, "--block_size=8", f"--data_dir={folder}", f"--out_dir={out}"]
+    assert config.run(train.main, arguments) == 1
+    message = one_line_of(capsys.readouterr().err)
+    assert str(path) in message and "python prepare.py" in message and not out.exists()
+
+
+def test_data_of_one_text_with_the_meta_json_of_another_is_noticed(old_data, tmp_path, capsys):
+    folder = tmp_path / "data"
+    assert write_data("new", folder) == 0
+    shutil.copy(old_data / "meta.json", folder)
+    assert json.loads((folder / "meta.json").read_text())["vocab_size"] > 256
+    assert config.run(train.main, [*SHORT, f"--data_dir={folder}", f"--out_dir={tmp_path}"]) == 1
+    assert "train.bin is not the file that meta.json describes" in capsys.readouterr().err

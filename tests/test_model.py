@@ -1,0 +1,199 @@
+"""model.py: what makes it GPT-2, checked against arithmetic and plain references."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import GPT, SIZES, ChunkedCrossEntropy, GPTConfig, choose_device
+
+TINY = GPTConfig(block_size=16, vocab_size=61, n_layer=2, n_head=2, n_embd=32)
+
+
+def tiny(seed=0, **changes):
+    torch.manual_seed(seed)
+    return GPT(GPTConfig(**{**TINY.__dict__, **changes}))
+
+
+def batch(B=3, T=16, seed=1):
+    return torch.randint(61, (2, B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def plain_gpt2(weights, idx, n_layer, n_head):
+    """GPT-2 written out with explicit softmax, mask and tanh: weights by name, (T,) -> (T, V)."""
+    def norm(x, name):
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return x * weights[name + ".weight"] + weights[name + ".bias"]
+
+    def linear(x, name):
+        return x @ weights[name + ".weight"].T + weights[name + ".bias"]
+
+    T = len(idx)
+    x = weights["transformer.wte.weight"][idx] + weights["transformer.wpe.weight"][:T]
+    for i in range(n_layer):
+        h = f"transformer.h.{i}."
+        q, k, v = linear(norm(x, h + "ln_1"), h + "attn.c_attn").chunk(3, -1)
+        heads = []
+        for a, b, c in zip(*(t.chunk(n_head, -1) for t in (q, k, v))):
+            scores = a @ b.T / math.sqrt(a.size(-1))
+            scores = scores.masked_fill(torch.ones(T, T).triu(1) > 0, -math.inf)
+            heads.append(scores.exp() / scores.exp().sum(-1, keepdim=True) @ c)
+        x = x + linear(torch.cat(heads, -1), h + "attn.c_proj")
+        y = linear(norm(x, h + "ln_2"), h + "mlp.c_fc")
+        y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y ** 3)))
+        x = x + linear(y, h + "mlp.c_proj")
+    return norm(x, "transformer.ln_f") @ weights["transformer.wte.weight"].T
+
+
+def test_logits_equal_gpt2_written_out_plainly():
+    model = tiny()
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and LayerNorms away from 0 and 1
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        x, y = batch()
+        logits, loss = model(x, y)
+        expected = torch.stack([plain_gpt2(model.state_dict(), row, 2, 2) for row in x])
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss, F.cross_entropy(expected.flatten(0, 1), y.flatten()))
+
+
+def test_a_later_token_changes_no_earlier_logit():
+    model = tiny()
+    x, y = batch()
+    with torch.no_grad():
+        before = model(x, y)[0]
+        for t in range(1, 16):
+            changed = x.clone()
+            changed[:, t] = (changed[:, t] + 1) % 61
+            after = model(changed, y)[0]
+            assert torch.equal(before[:, :t], after[:, :t])
+            assert not torch.allclose(before[:, t], after[:, t])
+
+
+@pytest.mark.parametrize("return_logits", [True, False])
+def test_gradients_reach_every_parameter(return_logits):
+    model = tiny()
+    model(*batch(), return_logits=return_logits)[1].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_the_embedding_and_the_output_layer_are_one_matrix():
+    model = tiny()
+    assert model.lm_head.weight is model.transformer.wte.weight
+    with torch.no_grad():
+        model.transformer.wte.weight.zero_()
+    assert model(batch()[0])[0].abs().max() == 0
+
+
+def test_the_initial_loss_is_near_that_of_guessing():
+    model = tiny(vocab_size=2000)
+    x, y = torch.randint(2000, (2, 8, 16))
+    assert abs(model(x, y)[1].item() - math.log(2000)) < 0.1
+
+
+def test_the_residual_projections_begin_smaller_by_the_root_of_twice_the_depth():
+    model = tiny(n_layer=8, n_embd=128)
+    for block in model.transformer.h:
+        for part, std in ((block.attn.c_attn, 0.02), (block.mlp.c_fc, 0.02),
+                          (block.attn.c_proj, 0.02 / 4), (block.mlp.c_proj, 0.02 / 4)):
+            assert abs(part.weight.std().item() / std - 1) < 0.05
+            assert part.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize("vocab_size", [61, 300_000])
+def test_the_chunked_loss_equals_cross_entropy_in_value_and_gradients(vocab_size):
+    torch.manual_seed(0)
+    x = torch.randn(11, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(vocab_size, 8, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(vocab_size, (11,))
+    targets[[2, 7]] = -1  # these count for nothing
+    expected = F.cross_entropy(x @ weight.T, targets, ignore_index=-1)
+    found = ChunkedCrossEntropy.apply(x, weight, targets)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(torch.autograd.grad(3 * found, (x, weight)),
+                    torch.autograd.grad(3 * expected, (x, weight))):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_loss_without_logits_is_the_loss_with_them():
+    model = tiny()
+    x, y = batch()
+    logits, loss = model(x, y)
+    none, same = model(x, y, return_logits=False)
+    assert none is None and logits.shape == (3, 16, 61)
+    torch.testing.assert_close(loss, same)
+
+
+def test_without_targets_only_the_last_position_is_predicted():
+    model = tiny()
+    x, y = batch()
+    logits, loss = model(x)
+    assert loss is None and logits.shape == (3, 1, 61)
+    torch.testing.assert_close(logits[:, 0], model(x, y)[0][:, -1])
+
+
+@pytest.mark.parametrize("name, millions", [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168),
+                                            ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)])
+def test_gpt2s_sizes_have_the_published_number_of_parameters(name, millions):
+    with torch.device("meta"):
+        assert GPT(GPTConfig(**SIZES[name])).num_params() == millions
+
+
+def test_flops_per_token_are_six_a_weight_and_attention():
+    # by hand: a block has 12 * 32^2 weights, 9 * 32 biases, 4 * 32 in LayerNorms
+    weights = 2 * (12 * 32 ** 2 + 13 * 32) + 61 * 32 + 2 * 32
+    assert tiny().flops_per_token() == 6 * weights + 12 * 2 * 32 * 16
+
+
+def test_weight_decay_groups_hold_each_parameter_once():
+    model = tiny()
+    matrices, embeddings, vectors = model.parameter_groups()
+    assert len(matrices) == 2 * 4 and all(p.dim() == 2 for p in matrices)
+    assert {id(p) for p in embeddings} == {id(model.transformer.wte.weight),
+                                           id(model.transformer.wpe.weight)}
+    assert all(p.dim() == 1 for p in vectors)
+    together = [id(p) for p in matrices + embeddings + vectors]
+    assert sorted(together) == sorted(id(p) for p in model.parameters())
+
+
+def test_a_cropped_model_gives_the_same_logits_within_its_block():
+    model = tiny()
+    x, y = batch(T=8)
+    before = model(x, y)[0]
+    model.crop_block_size(8)
+    assert model.config.block_size == 8 and torch.equal(before, model(x, y)[0])
+    with pytest.raises(ValueError, match="block_size"):
+        model(batch(T=9)[0])
+    with pytest.raises(ValueError, match="block_size"):
+        model.crop_block_size(9)
+
+
+def test_a_model_without_biases_has_none():
+    model = tiny(bias=False)
+    assert not [name for name, _ in model.named_parameters() if "bias" in name]
+    assert model(*batch())[1].item() > 0
+
+
+@pytest.mark.parametrize("changes, word", [({"n_embd": 30, "n_head": 4}, "n_head"),
+                                           ({"n_layer": 0}, "n_layer"),
+                                           ({"dropout": 1.0}, "dropout"),
+                                           ({"vocab_size": -5}, "vocab_size")])
+def test_an_impossible_shape_is_refused_by_name(changes, word):
+    with pytest.raises(ValueError, match=word):
+        tiny(**changes)
+
+
+def test_cpu_means_float32_and_no_compilation_unless_asked_for():
+    assert choose_device("cpu") == (torch.device("cpu"), torch.float32, False)
+    assert choose_device("cpu", "bfloat16", True) == (torch.device("cpu"), torch.bfloat16, True)
+
+
+@pytest.mark.parametrize("settings, word", [({"device": "abacus"}, "abacus"),
+                                            ({"device": "cuda:99"}, "cuda:99"),
+                                            ({"device": "cpu", "dtype": "int8"}, "int8"),
+                                            ({"device": "cpu", "compile": "yes"}, "yes")])
+def test_an_unknown_device_or_dtype_is_refused_by_name(settings, word):
+    with pytest.raises(ValueError, match=word):
+        choose_device(**settings)

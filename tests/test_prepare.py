@@ -1,0 +1,162 @@
+"""prepare.py: the tokenizer, the splits, and what is said when the text can't be used."""
+
+import collections
+import json
+
+import numpy as np
+import pytest
+import regex
+from conftest import ROOT, call, succeed
+
+import prepare
+
+GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+EVERY_KIND = ("Plain text, it's 1984!\n\n\n  indented\ttabs \r\n windows\u00a0nbsp\u2003em "
+              "naïve Ελληνικά кириллица 漢字かな 한글 עברית 🙂👩‍👩‍👧 e\u0301 \u200b\x00\x1c "
+              "<|endoftext|> ''' 12345678901234567890 \ud7ff\ue000\U0010ffff   ")
+
+
+def brute_force_bpe(text, vocab_size):
+    """Recount all pairs before every merge."""
+    words = [list(word.encode()) for word in regex.findall(GPT2_PATTERN, text)]
+    tokens = [bytes([i]) for i in range(256)]
+    while len(tokens) < vocab_size - 1:
+        counts = collections.Counter(pair for word in words for pair in zip(word, word[1:]))
+        if not counts or max(counts.values()) < 2:
+            break
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        token = tokens[best[0]] + tokens[best[1]]
+        if token not in tokens:
+            tokens.append(token)
+        new = tokens.index(token)
+        for word in words:
+            i = 0
+            while i < len(word) - 1:
+                if (word[i], word[i + 1]) == best:
+                    word[i:i + 2] = [new]
+                i += 1
+    return tokens
+
+
+def prepared(folder, text, *arguments):
+    path = folder / "text.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    out = succeed("prepare", f"--input={path}", f"--out_dir={folder / 'data'}", *arguments)
+    meta = json.loads((folder / "data" / "meta.json").read_text())
+    ids = {split: np.fromfile(folder / "data" / f"{split}.bin", meta["dtype"]).tolist()
+           for split in ("train", "val", "test")}
+    return out, meta, ids, prepare.load_tokenizer(meta["tokenizer"])
+
+
+@pytest.mark.parametrize("text", [
+    (ROOT / "input.txt").read_text()[:4000],
+    "aaaaaaaa aaaa aaa aa a " * 3 + "abababab baba",
+    "ab abc abcd bcd cd bc " * 5 + "xabc yabc xbc",
+    EVERY_KIND * 3,
+], ids=["verse", "runs", "overlaps", "unicode"])
+def test_merges_equal_those_of_a_brute_force_bpe(text):
+    counts = collections.Counter(regex.findall(GPT2_PATTERN, text))
+    assert prepare.train_bpe(counts, 350) == brute_force_bpe(text, 350)
+
+
+@pytest.mark.parametrize("vocab_size", [257, 300, 1000])
+def test_any_text_round_trips_through_the_trained_tokenizer(vocab_size):
+    counts = collections.Counter(regex.findall(GPT2_PATTERN, EVERY_KIND * 2))
+    tokens = prepare.train_bpe(counts, vocab_size)
+    encoding = prepare.load_tokenizer({"name": "bpe", "tokens": [t.decode("latin-1")
+                                                                 for t in tokens]})
+    for text in (EVERY_KIND, "", " ", "\n", *EVERY_KIND):
+        ids = encoding.encode_ordinary(text)
+        assert encoding.decode_bytes(ids) == text.encode()
+        assert all(i < len(tokens) for i in ids)
+
+
+def test_a_vocabulary_of_257_is_plain_bytes(tmp_path):
+    _, meta, ids, _ = prepared(tmp_path, EVERY_KIND, "--vocab_size=257", "--val_fraction=0",
+                               "--test_fraction=0")
+    assert bytes(ids["train"]) == EVERY_KIND.encode() and meta["vocab_size"] == 257
+
+
+def test_gpt2_tokens_are_openais():
+    try:
+        description = prepare.gpt2_tokenizer()
+    except OSError as error:
+        pytest.skip(f"GPT-2's vocabulary can't be had here: {error}")
+    encoding = prepare.load_tokenizer(description)
+    assert encoding.n_vocab == 50257 and encoding.eot_token == 50256
+    # ids known from OpenAI's own encoder
+    assert encoding.encode_ordinary("Hello world") == [15496, 995]
+    assert encoding.encode_ordinary("Hello, I'm a language model,") == [
+        15496, 11, 314, 1101, 257, 3303, 2746, 11]
+    assert encoding.decode_bytes(encoding.encode_ordinary(EVERY_KIND)) == EVERY_KIND.encode()
+
+
+def test_the_splits_are_contiguous_and_together_are_the_text(tmp_path, text):
+    _, meta, ids, encoding = prepared(tmp_path, text, "--val_fraction=0.2", "--vocab_size=300")
+    parts = [encoding.decode_bytes(ids[split]) for split in ("train", "val", "test")]
+    assert b"".join(parts) == text.encode()
+    characters = len(text)
+    assert parts[0].decode() == text[:int(characters * 0.7)]
+    assert parts[0].decode() + parts[1].decode() == text[:int(characters * 0.9)]
+    for split, part in zip(("train", "val", "test"), parts):
+        assert meta["splits"][split]["bytes"] == len(part)
+        assert meta["splits"][split]["tokens"] == len(ids[split])
+
+
+def test_the_tokenizer_is_trained_on_the_training_split_only(tmp_path):
+    text = "the cat sat on the mat. " * 200 + "zyzzyva zyzzyva zyzzyva " * 100
+    _, meta, _, _ = prepared(tmp_path, text, "--val_fraction=0.2", "--test_fraction=0.2",
+                             "--vocab_size=400")
+    assert not any("zy" in token for token in meta["tokenizer"]["tokens"])
+
+
+def test_a_file_read_in_pieces_gives_the_tokens_of_the_whole(tmp_path):
+    text = (ROOT / "input.txt").read_text() * 8 + EVERY_KIND + "x" * 1_200_000 + "\n \n" * 1000
+    _, _, ids, encoding = prepared(tmp_path, text, "--val_fraction=0", "--test_fraction=0",
+                                   "--vocab_size=300")
+    assert len(text) > 3 << 20 and ids["train"] == encoding.encode_ordinary(text)
+
+
+def test_a_large_vocabulary_is_written_in_32_bits(tmp_path, text, monkeypatch):
+    many = [bytes([i]) for i in range(256)] + [b"\x00\x01%d" % i for i in range(70_000)]
+    monkeypatch.setattr(prepare, "train_bpe", lambda counts, vocab_size: many)
+    _, meta, ids, encoding = prepared(tmp_path, text, "--vocab_size=70257")
+    assert meta["dtype"] == "uint32" and encoding.decode(ids["train"]) in text
+
+
+def test_it_prints_tokens_bytes_and_bytes_per_token_of_each_split(tmp_path, text):
+    out, meta, ids, _ = prepared(tmp_path, text, "--vocab_size=300")
+    for split in ("train", "val", "test"):
+        tokens, size = len(ids[split]), meta["splits"][split]["bytes"]
+        assert [split, f"{tokens:,}", f"{size:,}", f"{size / tokens:.2f}"] in [
+            line.split() for line in out.splitlines()]
+    assert "' t'" in out or "'he'" in out
+
+
+def test_the_bin_files_are_raw_little_endian_ids_like_nanogpts(tmp_path, text):
+    _, _, ids, encoding = prepared(tmp_path, text, "--vocab_size=300")
+    raw = (tmp_path / "data" / "train.bin").read_bytes()
+    assert raw == b"".join(i.to_bytes(2, "little") for i in ids["train"])
+
+
+@pytest.mark.parametrize("content, word", [
+    (None, "No such file"), (b"", "characters"), (b"ab", "characters"),
+    (b"good " * 1000 + b"\xff bad", "byte 5000 is not UTF-8"),
+    (b"x" * (1 << 20) + "é".encode()[:1], "byte 1048576 is not UTF-8"),
+], ids=["missing", "empty", "short", "not utf-8", "cut off"])
+def test_an_unusable_text_is_named_and_nothing_is_written(tmp_path, content, word):
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    code, out, err = call("prepare", f"--input={path}", f"--out_dir={tmp_path / 'data'}")
+    assert code == 1 and out == "" and err.count("\n") == 1
+    assert str(path) in err and word in err
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("argument", ["--vocab_size=256", "--tokenizer=words", "--val_fraction=1.5",
+                                      "--val_fraction=-0.1", "--test_fraction=0.95"])
+def test_a_setting_that_cant_be_meant_is_wrong_usage(argument):
+    code, out, err = call("prepare", argument)
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert argument[2:].split("=")[0] in err

@@ -1,0 +1,146 @@
+"""Settings: config files and --key=value, from left to right, with errors for people."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, call
+
+import config
+
+SCRIPT = '''"""A script."""
+import os
+
+steps = 10  # how many
+rate = 0.5  # how fast
+name = "x"  # what it is called
+quiet = False  # say nothing
+device = "auto"  # where
+CONSTANT = 3  # not a setting
+
+
+def main():
+    inner = 1  # not a setting either
+'''
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def override(script, *arguments):
+    return config.override(script, [str(argument) for argument in arguments])
+
+
+def usage_error(capsys, script, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        override(script, *arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Traceback" not in error
+    return error
+
+
+def test_the_defaults_are_the_assignments_above_the_first_function(script):
+    assert override(script) == {"steps": 10, "rate": 0.5, "name": "x", "quiet": False,
+                                "device": "auto"}
+
+
+@pytest.mark.parametrize("argument, name, value", [
+    ("--steps=3", "steps", 3),
+    ("--steps=1e3", "steps", 1000),
+    ("--steps=-2", "steps", -2),
+    ("--rate=2", "rate", 2.0),
+    ("--rate=1e-4", "rate", 1e-4),
+    ("--name=hello there", "name", "hello there"),
+    ("--name='quoted'", "name", "quoted"),
+    ("--name=1984", "name", "1984"),
+    ("--name=True", "name", "True"),
+    ("--name=", "name", ""),
+    ("--name=a=b", "name", "a=b"),
+    ("--quiet", "quiet", True),
+    ("--quiet=False", "quiet", False),
+    ("--device", "device", True),
+    ("--device=False", "device", False),
+    ("--device=cpu", "device", "cpu"),
+])
+def test_a_value_is_read_as_a_literal_of_the_settings_type(script, argument, name, value):
+    found = override(script, argument)[name]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("argument", ["--steps=1.5", "--steps=many", "--steps=True", "--steps",
+                                      "--rate=fast", "--rate=nan", "--quiet=1", "--quiet=no",
+                                      "--name", "--steps=[1]", "--steps=None"])
+def test_a_wrong_type_is_refused_with_what_was_found_and_expected(script, capsys, argument):
+    error = usage_error(capsys, script, argument)
+    assert argument[2:].split("=")[0] in error
+    assert any(kind in error for kind in ("int", "float", "bool", "str"))
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_name(script, capsys):
+    error = usage_error(capsys, script, "--stepz=3")
+    assert "'stepz'" in error and "'steps'" in error
+
+
+def test_what_is_neither_a_setting_nor_a_config_file_is_refused(script, capsys):
+    assert "steps=3" in usage_error(capsys, script, "steps=3")
+
+
+def test_later_arguments_win_over_earlier_ones(script, tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("steps = 7\nname = 'recipe'\n")
+    assert override(script, "--steps=1", recipe)["steps"] == 7
+    assert override(script, recipe, "--steps=1")["steps"] == 1
+    assert override(script, recipe, "--steps=1")["name"] == "recipe"
+
+
+def test_a_config_file_computes_with_the_settings_so_far(script, tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("import math\nfrom math import pi\n_half = rate / 2\n"
+                      "def double(x):\n    return 2 * x\n"
+                      "steps = double(steps)\nrate = math.floor(_half * 10)\n")
+    settings = override(script, "--steps=4", recipe)
+    assert settings["steps"] == 8 and settings["rate"] == 2.0
+    assert set(settings) == {"steps", "rate", "name", "quiet", "device"}
+
+
+@pytest.mark.parametrize("source, word", [
+    ("stepz = 1", "steps"), ("steps = 'many'", "steps"), ("steps = 1 +", "SyntaxError"),
+    ("steps = 1 / 0", "ZeroDivisionError"), ("steps = undefined", "NameError"),
+])
+def test_a_broken_config_file_is_named_with_its_fault(script, tmp_path, capsys, source, word):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(source)
+    assert word in usage_error(capsys, script, recipe)
+
+
+def test_a_missing_config_file_is_named(script, capsys):
+    assert "nowhere.py" in usage_error(capsys, script, "nowhere.py")
+
+
+@pytest.mark.parametrize("name", ["prepare", "train", "sample"])
+def test_help_prints_every_setting_of_the_source_with_default_and_comment(name):
+    code, out, _ = call(name, "--help")
+    assert code == 0
+    source = (ROOT / f"{name}.py").read_text().split("\ndef ")[0]
+    settings = [line for line in source.splitlines() if " = " in line and "  # " in line]
+    assert len(settings) >= 7
+    for line in settings:
+        setting, rest = line.split(" = ", 1)
+        assert f"--{setting}=" in out and rest.rsplit("  # ", 1)[1] in out
+
+
+def test_an_error_of_a_script_is_one_line_and_an_exit_code():
+    done = subprocess.run([sys.executable, "prepare.py", "--input=nowhere.txt"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == "error: nowhere.txt: No such file or directory\n"
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "config").glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_each_recipe_sets_only_what_train_knows(recipe):
+    assert config.override(ROOT / "train.py", [str(recipe)])

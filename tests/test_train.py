@@ -1,0 +1,423 @@
+"""train.py end to end on small real runs: resuming, schedules, stopping, what it writes."""
+
+import csv
+import math
+import re
+import shutil
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, call, succeed
+
+import train
+from model import GPT, GPTConfig, read_snapshot
+
+MUON = [*TINY, "--optimizer=muon", "--dropout=0.1", "--gradient_accumulation_steps=2"]
+ADAMW = [*TINY, "--optimizer=adamw", "--learning_rate=0.003"]
+
+
+def run(data_dir, out_dir, *arguments):
+    return succeed("train", *TINY, f"--data_dir={data_dir}", f"--out_dir={out_dir}", *arguments)
+
+
+def rows(out_dir):
+    with open(out_dir / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def state(path):
+    snapshot = read_snapshot(path)
+    return snapshot["model_state_dict"], snapshot["optimizer_state_dict"]
+
+
+def same(a, b):
+    """Whether two nested structures of tensors are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def without_times(out_dir):
+    return [{key: row[key] for key in row if key != "seconds"} for row in rows(out_dir)]
+
+
+# ---- the order of the data ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000, 4097])
+def test_the_computed_permutation_is_one(n):
+    for key in ((1, 0), (1, 1), (2, 0)):
+        assert sorted(train.shuffled(k, n, *key) for k in range(n)) == list(range(n))
+    if n > 3:
+        assert [train.shuffled(k, n, 1, 0) for k in range(n)] != [train.shuffled(k, n, 1, 1)
+                                                                  for k in range(n)]
+
+
+def test_an_epoch_shows_every_token_once(monkeypatch):
+    monkeypatch.setattr(train, "block_size", 16)
+    monkeypatch.setattr(train, "batch_size", 1)
+    tokens = np.arange(1000, dtype=np.uint16)
+    orders = []
+    for epoch in range(3):
+        blocks = [train.get_batch(tokens, epoch * 62 + k, 1000)[0].tolist() for k in range(62)]
+        seen = [token for block in blocks for token in block[:-1]]
+        assert len(set(seen)) == len(seen) == 62 * 16
+        assert all(b == (a + 1) % 1000 for block in blocks for a, b in zip(block, block[1:]))
+        orders.append(seen)
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_a_batch_depends_on_its_place_in_the_run_alone(monkeypatch):
+    monkeypatch.setattr(train, "block_size", 8)
+    tokens = np.arange(500, dtype=np.uint16)
+    monkeypatch.setattr(train, "batch_size", 6)
+    six = train.get_batch(tokens, 60, 500)
+    monkeypatch.setattr(train, "batch_size", 2)
+    assert torch.equal(six, torch.cat([train.get_batch(tokens, first, 500)
+                                       for first in (60, 62, 64)]))
+
+
+# ---- resuming -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("recipe", [MUON, ADAMW], ids=["muon", "adamw"])
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(data_dir, tmp_path, recipe):
+    arguments = [*recipe, f"--data_dir={data_dir}"]
+    succeed("train", *arguments, f"--out_dir={tmp_path / 'whole'}")
+    for stop in (3, 8, 9):  # the newest snapshots are then of the iterations 0, 8 and 8
+        succeed("train", *arguments, f"--out_dir={tmp_path / 'parts'}", "--lr_decay_iters=12",
+                f"--max_iters={stop}")
+        (tmp_path / "parts" / "final_model.pt").unlink()  # as if killed before its end was saved
+        if stop != 8:
+            (tmp_path / "parts" / "snapshots" / f"snapshot_step_{stop}.pt").unlink()
+    succeed("train", *arguments, f"--out_dir={tmp_path / 'parts'}")
+    assert same(state(tmp_path / "whole" / "final_model.pt"),
+                state(tmp_path / "parts" / "final_model.pt"))
+    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+
+
+def test_the_same_command_again_has_nothing_left_to_do(data_dir, finished_run):
+    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+    assert "nothing left to do" in run(data_dir, finished_run)
+    assert before == {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+
+
+def test_more_iterations_go_on_from_the_end_of_a_finished_run(data_dir, finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "out")
+    out = run(data_dir, tmp_path / "out", "--max_iters=14")
+    assert "going on from" in out and "snapshot_step_12" in out
+    assert read_snapshot(tmp_path / "out" / "final_model.pt")["step"] == 14
+
+
+def test_resume_demands_a_snapshot(data_dir, tmp_path):
+    code, _, err = call("train", *TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path}",
+                        "--init_from=resume")
+    assert code == 1 and "resume" in err and err.count("\n") == 1
+
+
+def test_scratch_refuses_a_full_folder_unless_told_to_overwrite_it(data_dir, finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "out")
+    arguments = [*TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'out'}",
+                 "--init_from=scratch"]
+    code, _, err = call("train", *arguments)
+    assert code == 1 and "--overwrite" in err
+    assert same(state(tmp_path / "out" / "best.pt"), state(finished_run / "best.pt"))
+    (tmp_path / "out" / "notes.csv").write_text("mine")
+    succeed("train", *arguments, "--overwrite", "--max_iters=2")
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == [
+        "best.pt", "final_model.pt", "log.csv", "loss.svg", "notes.csv", "snapshot_step_0.pt",
+        "snapshot_step_2.pt"]
+
+
+@pytest.mark.parametrize("argument, word", [("--n_layer=3", "n_layer"), ("--block_size=8", "block"),
+                                            ("--optimizer=adamw", "optimizer")])
+def test_another_run_in_the_folder_is_not_touched(data_dir, finished_run, argument, word):
+    code, _, err = call("train", *TINY, f"--data_dir={data_dir}", f"--out_dir={finished_run}",
+                        argument, "--max_iters=20")
+    assert code == 1 and word in err and "--out_dir" in err and err.count("\n") == 1
+
+
+def test_a_run_on_other_data_is_not_gone_on_with(finished_run, text, tmp_path):
+    (tmp_path / "text.txt").write_text(text[5000:])
+    succeed("prepare", f"--input={tmp_path / 'text.txt'}", "--vocab_size=300",
+            f"--out_dir={tmp_path}")
+    code, _, err = call("train", *TINY, f"--data_dir={tmp_path}", f"--out_dir={finished_run}")
+    assert code == 1 and "another training text" in err
+
+
+# ---- what a run writes --------------------------------------------------------------------------
+
+def test_a_run_writes_the_files_of_the_design(finished_run):
+    assert sorted(path.name for path in finished_run.iterdir()) == [
+        "best.pt", "final_model.pt", "log.csv", "loss.svg", "snapshots"]
+    assert sorted(path.name for path in (finished_run / "snapshots").iterdir()) == [
+        "snapshot_step_12.pt", "snapshot_step_8.pt"]
+    snapshot = read_snapshot(finished_run / "best.pt")
+    assert {"model_state_dict", "optimizer_state_dict", "step", "loss", "best_val_loss",
+            "model_config", "settings", "tokenizer", "data", "format_version"} <= set(snapshot)
+    assert "transformer.h.0.attn.c_attn.weight" in snapshot["model_state_dict"]
+    assert not [name for name in snapshot["model_state_dict"] if "_orig_mod" in name]
+    assert snapshot["settings"]["batch_size"] == 4
+
+
+def test_the_log_has_a_row_for_each_line_and_evaluation(finished_run, data_dir):
+    log = rows(finished_run)
+    assert list(log[0]) == list(train.LOG_COLUMNS)
+    assert [int(row["step"]) for row in log] == list(range(1, 13))
+    assert [int(row["step"]) for row in log if row["val_loss"]] == [4, 8, 12]
+    meta, data = train.load_data(data_dir)
+    for row in log:
+        assert int(row["tokens"]) == int(row["step"]) * 4 * 16
+        assert float(row["epoch"]) == pytest.approx(int(row["step"]) * 4 / (len(data["train"]) // 16),
+                                                    abs=1e-4)
+        if row["val_loss"]:
+            loss, size = float(row["val_loss"]), meta["splits"]["val"]
+            assert float(row["val_perplexity"]) == pytest.approx(math.exp(loss), rel=1e-4)
+            assert float(row["val_bits_per_byte"]) == pytest.approx(
+                loss / math.log(2) * size["tokens"] / size["bytes"], rel=1e-5)
+    best = min(float(row["val_loss"]) for row in log if row["val_loss"])
+    assert read_snapshot(finished_run / "best.pt")["best_val_loss"] == pytest.approx(best, abs=1e-6)
+
+
+def test_the_loss_curve_is_a_picture_with_both_curves_and_numbers(finished_run):
+    root = xml.etree.ElementTree.parse(finished_run / "loss.svg").getroot()
+    lines = [node for node in root if node.tag.endswith("polyline")]
+    assert [len(line.get("points").split()) for line in lines] == [12, 3]
+    for line in lines:
+        points = [tuple(map(float, point.split(","))) for point in line.get("points").split()]
+        assert all(60 <= x <= 780 and 39 <= y <= 431 for x, y in points)
+        assert points == sorted(points)
+    words = [node.text for node in root if node.tag.endswith("text")]
+    assert {"train_loss", "val_loss", "iteration", "0", "12"} <= set(words)
+
+
+def test_a_pipe_gets_plain_lines_only(data_dir, tmp_path):
+    out = run(data_dir, tmp_path)
+    assert "\r" not in out and "\033" not in out
+    assert len(re.findall(r"^iteration \d+/12: .* loss", out, re.MULTILINE)) == 12
+
+
+def test_samples_and_expectations_are_shown(data_dir, tmp_path):
+    out = run(data_dir, tmp_path, "--sample_interval=4", "--num_return_sequences=5",
+              "--max_length=30")
+    before_the_end, _, end = out.partition("iteration 12/12")
+    assert before_the_end.count("sample ") == 2 and before_the_end.count("predicted ") == 2
+    assert end.count("sample ") >= 5 and "test with" in end
+
+
+# ---- the optimization ---------------------------------------------------------------------------
+
+def test_four_accumulated_batches_equal_one_of_four_times_the_size(data_dir, tmp_path):
+    run(data_dir, tmp_path / "one", "--batch_size=8", "--max_iters=3", "--optimizer=adamw")
+    run(data_dir, tmp_path / "four", "--batch_size=2", "--gradient_accumulation_steps=4",
+        "--max_iters=3", "--optimizer=adamw")
+    for one, four in zip(rows(tmp_path / "one"), rows(tmp_path / "four")):
+        assert float(one["train_loss"]) == pytest.approx(float(four["train_loss"]), abs=2e-5)
+
+
+def schedule(monkeypatch, **settings):
+    defaults = {"warmup_iters": 10, "learning_rate": 1.0, "min_lr": 0.1, "lr_decay_iters": 0,
+                "lr_gamma": 0.5, "lr_step_iters": 20}
+    for name, value in (defaults | settings).items():
+        monkeypatch.setattr(train, name, value)
+    return lambda step: train.lr_factor(step, 110)
+
+
+@pytest.mark.parametrize("name, values", [
+    ("linear", {0: 1 / 11, 4: 5 / 11, 10: 1.0, 60: 0.55, 110: 0.1, 200: 0.1}),
+    ("cosine", {0: 1 / 11, 10: 1.0, 35: 0.1 + 0.45 * (1 + 0.5 ** 0.5), 60: 0.55, 110: 0.1}),
+    ("step", {10: 1.0, 29: 1.0, 30: 0.5, 50: 0.25, 70: 0.125}),
+    ("constant", {5: 6 / 11, 10: 1.0, 109: 1.0}),
+])
+def test_the_learning_rate_follows_its_schedule(monkeypatch, name, values):
+    factor = schedule(monkeypatch, lr_schedule=name)
+    for step, value in values.items():
+        assert factor(step) == pytest.approx(value)
+
+
+def test_the_decay_can_end_before_the_run_does(monkeypatch):
+    factor = schedule(monkeypatch, lr_schedule="linear", lr_decay_iters=60)
+    assert factor(35) == pytest.approx(0.55) and factor(60) == factor(100) == pytest.approx(0.1)
+
+
+def plain_muon(weight, grads, lr, decay, momentum=0.95):
+    """One matrix, one step after the other, as the paper writes it."""
+    weight, buffer = weight.clone(), torch.zeros_like(weight)
+    for grad in grads:
+        buffer = momentum * buffer + (1 - momentum) * grad
+        x = (1 - momentum) * grad + momentum * buffer
+        tall = x.size(0) > x.size(1)
+        x = x.T if tall else x
+        x = x / x.norm()
+        for _ in range(5):
+            a = x @ x.T
+            x = 3.4445 * x - 4.7750 * a @ x + 2.0315 * a @ a @ x
+        x = x.T if tall else x
+        weight = weight * (1 - lr * decay) - lr * max(1, x.size(0) / x.size(1)) ** 0.5 * x
+    return weight
+
+
+def test_batched_muon_equals_one_matrix_at_a_time():
+    torch.manual_seed(0)
+    shapes = [(16, 16), (64, 16), (16, 64), (16, 16), (48, 16)]
+    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    before = [p.detach().clone() for p in parameters]
+    grads = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
+    muon = train.Muon(parameters, lr=0.1, weight_decay=0.2)
+    for step in grads:
+        for parameter, grad in zip(parameters, step):
+            parameter.grad = grad.clone()
+        muon.step()
+    for i, (parameter, start) in enumerate(zip(parameters, before)):
+        history = [step[i] for step in grads]
+        if shapes[i] == (48, 16):  # queries, keys and values
+            parts = [plain_muon(w, [g.chunk(3)[j] for g in history], 0.1, 0.2)
+                     for j, w in enumerate(start.chunk(3))]
+            expected = torch.cat(parts)
+        else:
+            expected = plain_muon(start, history, 0.1, 0.2)
+        torch.testing.assert_close(parameter.detach(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_orthogonalized_matrix_has_singular_values_near_one():
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(train.orthogonalized(torch.randn(3, 20, 50)))
+    assert 0.6 < values.min() and values.max() < 1.3
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_weight_decay_never_touches_biases_and_layer_norms(monkeypatch, optimizer):
+    monkeypatch.setattr(train, "optimizer", optimizer)
+    monkeypatch.setattr(train, "weight_decay", 0.5)
+    model = GPT(GPTConfig(block_size=8, vocab_size=20, n_layer=1, n_head=1, n_embd=8))
+    decayed = [p for opt in train.make_optimizers(model, torch.device("cpu"))
+               for group in opt.param_groups if group["weight_decay"] for p in group["params"]]
+    assert decayed and all(p.dim() == 2 for p in decayed)
+
+
+# ---- when it stops ------------------------------------------------------------------------------
+
+def test_it_stops_as_soon_as_the_training_loss_reaches_the_target(data_dir, tmp_path):
+    run(data_dir, tmp_path, "--max_iters=400", "--target_loss=4.5", "--eval_interval=50")
+    losses = [float(row["train_loss"]) for row in rows(tmp_path)]
+    assert losses[-1] <= 4.5 < min(losses[:-1])
+    assert read_snapshot(tmp_path / "final_model.pt")["step"] == len(losses) < 400
+    assert "nothing left to do" in run(data_dir, tmp_path, "--max_iters=400", "--target_loss=4.5",
+                                       "--eval_interval=50")
+
+
+def test_the_target_can_watch_the_validation_loss(data_dir, tmp_path):
+    run(data_dir, tmp_path, "--max_iters=400", "--target_loss=5", "--target_split=val")
+    losses = [float(row["val_loss"]) for row in rows(tmp_path) if row["val_loss"]]
+    assert losses[-1] <= 5 < min(losses[:-1])
+
+
+def test_epochs_count_instead_of_iterations_when_they_are_set(data_dir, tmp_path):
+    tokens = len(np.fromfile(data_dir / "train.bin", np.uint16))
+    run(data_dir, tmp_path, "--max_epochs=0.1", "--batch_size=8")
+    assert read_snapshot(tmp_path / "final_model.pt")["step"] == math.ceil(0.1 * (tokens // 16) / 8)
+
+
+def test_eval_only_evaluates_and_writes_nothing(data_dir, finished_run, tmp_path):
+    out = run(data_dir, tmp_path / "none", "--eval_only", "--eval_iters=0")
+    assert "validation: loss" in out and not (tmp_path / "none").exists()
+    trained = run(data_dir, finished_run, "--eval_only", "--eval_iters=0")
+    loss = [float(re.search(r"loss ([\d.]+)", line)[1]) for line in (out, trained)]
+    assert loss[1] < loss[0]
+
+
+def test_the_whole_splits_loss_equals_that_of_each_token_in_its_block(data_dir, finished_run):
+    found = run(data_dir, finished_run, "--eval_only", "--eval_iters=0")
+    model = GPT.from_snapshot(finished_run / "snapshots" / "snapshot_step_12.pt").eval()
+    tokens = torch.from_numpy(np.fromfile(data_dir / "val.bin", np.uint16).astype(np.int64))
+    nats = 0.0
+    with torch.no_grad():
+        for start in range(0, len(tokens) - 1, 16):
+            block = tokens[start:start + 17]
+            log_probs = model(block[None, :-1], block[None, 1:])[0][0].log_softmax(-1)
+            nats -= sum(log_probs[i, token].item() for i, token in enumerate(block[1:]))
+    assert f"loss {nats / (len(tokens) - 1):.4f}" in found
+
+
+def test_a_short_text_is_learned_by_heart(tmp_path, text):
+    short = text[:1200]
+    (tmp_path / "short.txt").write_text(short)
+    succeed("prepare", f"--input={tmp_path / 'short.txt'}", "--vocab_size=400", "--val_fraction=0",
+            "--test_fraction=0", f"--out_dir={tmp_path / 'data'}")
+    succeed("train", "config/memorize.py", f"--data_dir={tmp_path / 'data'}", "--device=cpu",
+            f"--out_dir={tmp_path / 'out'}")
+    assert float(rows(tmp_path / "out")[-1]["train_loss"]) <= 0.099999
+    start = short[:short.index(" ", 60)]  # whole words, as the tokens have it
+    found = succeed("sample", f"--out_dir={tmp_path / 'out'}", f"--start={start}", "--device=cpu",
+                    "--temperature=0", "--max_new_tokens=60")
+    assert len(found) > 180 and short.startswith(found.rstrip("\n"))
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+def fails(data_dir, out_dir, *arguments, code=1):
+    found, _, err = call("train", *TINY, f"--data_dir={data_dir}", f"--out_dir={out_dir}",
+                         *arguments)
+    assert found == code and err.count("\n") == 1 and err.startswith("error: ")
+    return err
+
+
+def test_missing_data_says_which_command_makes_it(tmp_path):
+    assert f"python prepare.py --out_dir={tmp_path / 'data'}" in fails(tmp_path / "data", tmp_path)
+
+
+def test_ids_beyond_the_vocabulary_are_named(data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    np.full(5000, 299, np.uint16).tofile(tmp_path / "data" / "train.bin")
+    assert "train.bin" in fails(tmp_path / "data", tmp_path / "out")  # meta.json knows another file
+    (tmp_path / "data" / "meta.json").unlink()  # now it counts as GPT-2's tokens
+    np.full(5000, 60_000, np.uint16).tofile(tmp_path / "data" / "train.bin")
+    error = fails(tmp_path / "data", tmp_path / "out")
+    assert "60000" in error and "50257" in error
+
+
+def test_a_training_split_shorter_than_a_block_is_named(data_dir, tmp_path):
+    assert "block_size=50000" in fails(data_dir, tmp_path, "--block_size=50000")
+
+
+def test_a_width_the_heads_dont_divide_is_named(data_dir, tmp_path):
+    error = fails(data_dir, tmp_path / "out", "--n_embd=33")
+    assert "n_embd=33" in error and "n_head=2" in error and not (tmp_path / "out").exists()
+
+
+def test_an_unknown_device_is_named(data_dir, tmp_path):
+    assert "abacus" in fails(data_dir, tmp_path, "--device=abacus")
+
+
+def test_an_unwritable_out_dir_is_named(data_dir, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert str(tmp_path / "file") in fails(data_dir, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("argument", ["--optimizer=sgd", "--lr_schedule=up", "--batch_size=0",
+                                      "--size=gpt5", "--learning_rate=-1", "--target_split=dev"])
+def test_a_setting_that_cant_be_meant_is_wrong_usage(data_dir, tmp_path, argument):
+    assert argument[2:].split("=")[0] in fails(data_dir, tmp_path, argument, code=2)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_snapshots(data_dir, tmp_path):
+    run(data_dir, tmp_path, "--max_iters=4")
+    kept = state(tmp_path / "snapshots" / "snapshot_step_4.pt")
+    error = fails(data_dir, tmp_path, "--learning_rate=1e30", "--muon_learning_rate=1e30",
+                  "--max_iters=40")
+    assert "iteration" in error and "learning_rate" in error
+    assert same(kept, state(max((tmp_path / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime)))
+
+
+def test_nanogpts_data_without_meta_json_is_taken_as_gpt2_tokens(tmp_path):
+    tokens = np.random.default_rng(0).integers(0, 50257, 3000).astype(np.uint16)
+    tokens[:2500].tofile(tmp_path / "train.bin")
+    tokens[2500:].tofile(tmp_path / "val.bin")
+    out = run(tmp_path, tmp_path / "out", "--max_iters=2", "--n_embd=16")
+    assert "val loss" in out
+    snapshot = read_snapshot(tmp_path / "out" / "final_model.pt")
+    assert snapshot["model_config"]["vocab_size"] == 50257
