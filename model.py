@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 # Shapes by name: GPT-2's four as OpenAI published them; GPT-3's eight from Table 2.1 of Brown et
 # al. 2020, but for two rows whose heads don't fit their width: 16 heads for 1.3B's 24, which make
@@ -185,9 +184,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
         count = (targets != -1).sum()
         rows = max(1, (1 << 19) // len(weight))
-        for x, grad, y in zip(x.split(rows), grad_x.split(rows), targets.split(rows)):
+        for part, grad, y in zip(x.split(rows), grad_x.split(rows), targets.split(rows)):
             counts = (y != -1)[:, None]
-            log_probs = F.log_softmax(x @ weight.T, dim=-1)  # (rows, V)
+            log_probs = F.log_softmax(part @ weight.T, dim=-1)  # (rows, V)
             y = y.clamp(min=0)[:, None]
             total -= (log_probs.gather(1, y) * counts).sum() / count
             if any(ctx.needs_input_grad):
@@ -195,14 +194,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 grad_logits.scatter_add_(1, y, grad_logits.new_full(y.shape, -1.0))
                 grad_logits *= counts / count
                 torch.mm(grad_logits, weight, out=grad)
-                grad_weight.addmm_(grad_logits.T, x)
+                grad_weight.addmm_(grad_logits.T, part)
         ctx.save_for_backward(grad_x, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx, grad_output):
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * grad_output, grad_weight * grad_output, None
+        return grad_x.mul_(grad_output), grad_weight.mul_(grad_output), None
 
 
 class GPT(nn.Module):

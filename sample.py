@@ -23,7 +23,7 @@ from prepare import load_tokenizer
 
 out_dir = "out"  # folder of the run to sample from
 snapshot = "auto"  # 'best', 'final', 'latest' or a path; 'auto' is the first of these that is there
-init_from = "auto"  # 'auto' for a snapshot, or weights as in train.py: 'gpt2', 'owner/name', a folder
+init_from = "auto"  # 'auto' for a snapshot, or weights: 'gpt2', 'owner/name', a folder
 start = "\n"  # the prompt; FILE:path reads a file, - standard input, '' begins a new document
 num_samples = 1  # continuations, made side by side
 max_new_tokens = 200  # length of each

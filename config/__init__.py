@@ -24,7 +24,7 @@ def usage(message):
 
 
 def read_settings(script):
-    """Return {name: (default, comment)} as they stand in the script's source above its first def."""
+    """Return {name: (default, comment)} of the script's source above its first function."""
     source = Path(script).read_text(encoding="utf-8").split("\ndef ")[0]
     lines = re.findall(r"^([a-z]\w*) = (.+?)  # (.+)$", source, re.MULTILINE)
     return {name: (ast.literal_eval(default), comment) for name, default, comment in lines}

@@ -17,7 +17,7 @@ _table = {  # learning rate, batch in tokens
     "gpt3-175b": (0.6e-4, 3.2e6),
 }
 out_dir = "out_gpt3"
-size = size or "gpt3-125m"
+size = size or "gpt3-125m"  # noqa: F821 (train.py's setting, as it is so far)
 learning_rate, _batch = _table[size]
 min_lr = learning_rate / 10
 block_size = 2048

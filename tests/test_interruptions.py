@@ -336,7 +336,7 @@ def test_a_broken_snapshot_is_named_and_skipped_and_the_one_before_it_used(kind,
     BROKEN[kind](newest)
     code, output = run([*SHORT, data], out)
     assert code == 0, output
-    assert re.search(rf"^skipped: {newest}.*: \w.*", output, re.MULTILINE), output
+    assert re.search(rf"^skipped: {newest} can't be used: .*\w", output, re.MULTILINE), output
     assert f"going on from {before}\n" in output
     assert not (out / "snapshots" / "executed").exists()
     for left in out.rglob("*.broken"):  # what was skipped may be kept out of the way
@@ -422,7 +422,7 @@ def test_a_byte_flipped_anywhere_is_refused_or_changes_nothing(uninterrupted, tm
 
 # ---- 4. the disk is full, or nothing can be written ---------------------------------------------
 
-@pytest.mark.parametrize("size", [100, 5000, 200_000, 360_000])
+@pytest.mark.parametrize("size", [5000, 200_000, 360_000])
 def test_a_full_disk_stops_the_run_and_every_earlier_snapshot_is_valid(size, data, uninterrupted,
                                                                        tmp_path):
     out = tmp_path / "out"
@@ -520,13 +520,13 @@ def test_a_gradient_norm_that_is_infinite_stops_the_run_naming_the_iteration(dat
 
 def test_steps_that_the_float16_scaler_skips_are_counted_and_shown(data, tmp_path, monkeypatch,
                                                                    capsys):
-    scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0 ** 60)  # too large for a while
+    scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0 ** 34)  # too large for a while
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
     arguments = [*TINY, data, f"--out_dir={tmp_path}", "--dtype=float16", "--max_iters=40"]
     assert config.run(train.main, arguments) == 0
     output = capsys.readouterr().out
     counts = [int(count) for count in re.findall(r"(\d+) steps? skipped", output)]
-    assert counts == sorted(counts) and 10 < counts[-1] < 40, output
+    assert counts == sorted(counts) and 5 < counts[-1] < 35, output
     snapshot = read_snapshot(tmp_path / "final_model.pt")
     taken = {int(state["step"]) for state in snapshot["optimizer_state_dict"][1]["state"].values()}
     assert taken == {40 - counts[-1]}

@@ -134,11 +134,12 @@ def test_without_targets_only_the_last_position_is_predicted():
     torch.testing.assert_close(logits[:, 0], model(x, y)[0][:, -1])
 
 
-@pytest.mark.parametrize("name, millions", [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168),
-                                            ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)])
-def test_gpt2s_sizes_have_the_published_number_of_parameters(name, millions):
+@pytest.mark.parametrize("name, parameters", [
+    ("gpt2", 124_439_808), ("gpt2-medium", 354_823_168),
+    ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)])
+def test_gpt2s_sizes_have_the_published_number_of_parameters(name, parameters):
     with torch.device("meta"):
-        assert GPT(GPTConfig(**SIZES[name])).num_params() == millions
+        assert GPT(GPTConfig(**SIZES[name])).num_params() == parameters
 
 
 def test_flops_per_token_are_six_a_weight_and_attention():

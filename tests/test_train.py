@@ -119,7 +119,7 @@ def test_resume_demands_a_snapshot(data_dir, tmp_path):
     assert code == 1 and "resume" in err and err.count("\n") == 1
 
 
-def test_scratch_refuses_a_full_folder_unless_told_to_overwrite_it(data_dir, finished_run, tmp_path):
+def test_scratch_refuses_a_full_folder_unless_told_to_overwrite(data_dir, finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "out")
     arguments = [*TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'out'}",
                  "--init_from=scratch"]
@@ -172,8 +172,8 @@ def test_the_log_has_a_row_for_each_line_and_evaluation(finished_run, data_dir):
     meta, data = train.load_data(data_dir)
     for row in log:
         assert int(row["tokens"]) == int(row["step"]) * 4 * 16
-        assert float(row["epoch"]) == pytest.approx(int(row["step"]) * 4 / (len(data["train"]) // 16),
-                                                    abs=1e-4)
+        epochs = int(row["step"]) * 4 / (len(data["train"]) // 16)
+        assert float(row["epoch"]) == pytest.approx(epochs, abs=1e-4)
         if row["val_loss"]:
             loss, size = float(row["val_loss"]), meta["splits"]["val"]
             assert float(row["val_perplexity"]) == pytest.approx(math.exp(loss), rel=1e-4)
@@ -351,10 +351,10 @@ def test_a_short_text_is_learned_by_heart(tmp_path, text):
     succeed("train", "config/memorize.py", f"--data_dir={tmp_path / 'data'}", "--device=cpu",
             f"--out_dir={tmp_path / 'out'}")
     assert float(rows(tmp_path / "out")[-1]["train_loss"]) <= 0.099999
-    start = short[:short.index(" ", 60)]  # whole words, as the tokens have it
+    start = short[:short.index(" ", 30)]  # whole words, as the tokens have it
     found = succeed("sample", f"--out_dir={tmp_path / 'out'}", f"--start={start}", "--device=cpu",
                     "--temperature=0", "--max_new_tokens=60")
-    assert len(found) > 180 and short.startswith(found.rstrip("\n"))
+    assert len(found) > 150 and short.startswith(found.rstrip("\n"))
 
 
 # ---- bad input ----------------------------------------------------------------------------------
@@ -410,7 +410,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_snapshots(data_dir
     error = fails(data_dir, tmp_path, "--learning_rate=1e30", "--muon_learning_rate=1e30",
                   "--max_iters=40")
     assert "iteration" in error and "learning_rate" in error
-    assert same(kept, state(max((tmp_path / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime)))
+    newest = max((tmp_path / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime)
+    assert same(kept, state(newest))
 
 
 def test_nanogpts_data_without_meta_json_is_taken_as_gpt2_tokens(tmp_path):

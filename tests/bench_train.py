@@ -1,0 +1,148 @@
+"""How fast train.py's iteration is here, each time beside something in the same run.
+
+    python tests/bench_train.py            # the tables for this machine (CPU, or GPU if there is one)
+    python tests/bench_train.py --quick    # the small model only
+
+The ceiling is the rate of a large matrix product on this machine, measured first. Rows are measured
+in processes of their own, so that each row's peak memory is its own.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+
+import train  # noqa: E402
+from model import GPT, SIZES, GPTConfig, choose_device  # noqa: E402
+
+SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 192, "block_size": 64, "vocab_size": 2048}
+
+
+def wait(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(function, device, repeats, warmup=2):
+    """Return the median seconds of a call."""
+    for _ in range(warmup):
+        function()
+    seconds = []
+    for _ in range(repeats):
+        wait(device)
+        start = time.perf_counter()
+        function()
+        wait(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def ceiling(device, dtype):
+    """Return the FLOP/s of a large matrix product."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    return 2 * n ** 3 / timed(lambda: a @ b, device, 10)
+
+
+def measure(row):
+    """Measure one row in this process and print it as JSON."""
+    device, dtype, compiled = choose_device(row.get("device", "auto"), row.get("dtype", "auto"),
+                                            row.get("compile", "auto"))
+    train.keep_memory()
+    config = GPTConfig(**row["shape"], dropout=row.get("dropout", 0.0))
+    torch.manual_seed(0)
+    model = GPT(config).to(device)
+    train.optimizer = row["optimizer"]
+    optimizers = train.make_optimizers(model, device)
+    forward = torch.compile(model) if compiled else model
+    if row.get("plain_loss"):
+        model.loss = lambda x, targets: F.cross_entropy(model.lm_head(x), targets)
+    ids = torch.randint(config.vocab_size, (row["batch"], config.block_size + 1), device=device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+    def iteration():
+        with autocast:
+            loss = forward(ids[:, :-1], ids[:, 1:], return_logits=False)[1]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt in optimizers:
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+
+    rate = ceiling(device, dtype)
+    seconds = timed(iteration, device, row.get("repeats", 5))
+    tokens = row["batch"] * config.block_size
+    peak = (torch.cuda.max_memory_allocated() if device.type == "cuda"
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(json.dumps({"ms": 1e3 * seconds, "tokens/s": tokens / seconds, "GB": peak / 1e9,
+                      "utilisation": tokens * model.flops_per_token() / seconds / rate,
+                      "floor ms": 1e3 * tokens * model.flops_per_token() / rate,
+                      "ceiling": rate / 1e9}))
+
+
+def table(title, rows):
+    print(f"\n{title}\n{'':34}{'ms':>9}{'floor ms':>10}{'tokens/s':>10}{'of ceiling':>12}"
+          f"{'peak GB':>9}{'against first':>15}")
+    first = None
+    for name, row in rows:
+        done = subprocess.run([sys.executable, __file__, "--row", json.dumps(row)],
+                              capture_output=True, text=True)
+        if done.returncode:
+            print(f"{name:34}failed: {done.stderr.strip().splitlines()[-1]}")
+            continue
+        found = json.loads(done.stdout.splitlines()[-1])
+        first = first or found["ms"]
+        print(f"{name:34}{found['ms']:9.1f}{found['floor ms']:10.1f}{found['tokens/s']:10,.0f}"
+              f"{found['utilisation']:12.0%}{found['GB']:9.2f}{first / found['ms']:14.2f}x",
+              flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.row:
+        measure(json.loads(arguments.row))
+        return
+    device, dtype, _ = choose_device()
+    print(f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}: a large "
+          f"product reaches {ceiling(device, dtype) / 1e9:,.0f} GFLOP/s in {str(dtype)[6:]}")
+    small = {"shape": SMALL, "batch": 32, "repeats": 15}
+    table("config/shakespeare.py's model, 32 x 64 tokens", [
+        ("AdamW", small | {"optimizer": "adamw"}),
+        ("Muon", small | {"optimizer": "muon"}),
+        ("Muon, plain loss", small | {"optimizer": "muon", "plain_loss": True}),
+        ("Muon, dropout 0.1", small | {"optimizer": "muon", "dropout": 0.1}),
+        ("Muon, bfloat16", small | {"optimizer": "muon", "dtype": "bfloat16"}),
+    ])
+    if arguments.quick:
+        return
+    if device.type == "cuda":
+        big = {"shape": SIZES["gpt2"] | {"block_size": 1024, "vocab_size": 50257}, "repeats": 10}
+        table("124M, block 1024", [
+            ("AdamW, batch 16", big | {"batch": 16, "optimizer": "adamw"}),
+            ("AdamW, batch 32", big | {"batch": 32, "optimizer": "adamw"}),
+            ("Muon, batch 32", big | {"batch": 32, "optimizer": "muon"}),
+            ("AdamW, batch 16, not compiled", big | {"batch": 16, "optimizer": "adamw",
+                                                     "compile": False}),
+        ])
+        return
+    for batch, block, repeats in ((4, 32, 7), (4, 256, 3), (8, 512, 2)):
+        big = {"shape": SIZES["gpt2"] | {"block_size": block, "vocab_size": 50257}, "batch": batch,
+               "optimizer": "adamw", "repeats": repeats}
+        table(f"124M, {batch} x {block} tokens", [("plain loss", big | {"plain_loss": True}),
+                                                  ("chunked loss", big)])
+
+
+if __name__ == "__main__":
+    main()
