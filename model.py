@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 # Shapes by name: GPT-2's four as OpenAI published them; GPT-3's eight from Table 2.1 of Brown et
 # al. 2020, but for two rows whose heads don't fit their width: 16 heads for 1.3B's 24, which make
@@ -208,6 +209,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False  # train.py's setting
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
             wpe=nn.Embedding(config.block_size, config.n_embd),
@@ -244,7 +246,10 @@ class GPT(nn.Module):
         x = self.transformer.wte(idx) + self.transformer.wpe(positions)  # (B, T, C)
         x = self.transformer.drop(x)
         for i, block in enumerate(self.transformer.h):
-            x = block(x) if cache is None else block(x, cache.past[i], position)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)  # Chen et al. 2016
+            else:
+                x = block(x) if cache is None else block(x, cache.past[i], position)
         x = self.transformer.ln_f(x)
         if cache is not None:
             cache.length += T

@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -20,6 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 
 import config
 from model import GPT, SIZES, GPTConfig, choose_device, read_snapshot
@@ -76,6 +84,8 @@ seed = 1337  # of the weights, the order of the data and dropout
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes the fastest that is there
 dtype = "auto"  # 'float32', 'bfloat16' or 'float16' for the matrix products
 compile = "auto"  # torch.compile: True, False; 'auto' for CUDA only
+parallel = "ddp"  # under torchrun: 'ddp' gives each process a whole model, 'fsdp' a share of it
+activation_checkpointing = False  # compute each block twice and keep only its input in memory
 
 LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", "val_loss",
                "val_perplexity", "val_bits_per_byte")
@@ -87,6 +97,7 @@ def check_settings():
     config.one_of(globals(), "lr_schedule", "linear", "cosine", "step", "constant")
     config.one_of(globals(), "target_split", "train", "val")
     config.one_of(globals(), "size", "", *SIZES)
+    config.one_of(globals(), "parallel", "ddp", "fsdp")
     config.at_least(globals(), 1, "batch_size gradient_accumulation_steps snapshot_interval "
                     "keep_snapshots log_interval eval_interval lr_step_iters block_size")
     config.at_least(globals(), 0, "max_iters max_epochs eval_iters warmup_iters grad_clip seed "
@@ -101,6 +112,34 @@ def keep_memory():
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
         mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: never shrink the heap
         mallopt(-4, 0)  # M_MMAP_MAX: large tensors come from the heap, too
+
+
+# ---- many processes -----------------------------------------------------------------------------
+
+def processes():  # -> (rank of this one, how many there are)
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def mean_over_processes(numbers, device):
+    """Return the mean of each number over all processes, the same in each of them."""
+    if not dist.is_initialized():
+        return numbers
+    together = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(together)
+    return (together / dist.get_world_size()).tolist()
+
+
+def distributed(model, device):
+    """Return the model to call in training: a wrapper of DDP, or the model itself, its weights
+    shared out by FSDP2 (Zhao et al. 2023, "PyTorch FSDP")."""
+    if not dist.is_initialized():
+        return model
+    if parallel == "ddp":
+        ids = [device.index] if device.type == "cuda" else None
+        return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    for block in model.transformer.h:
+        dist.fsdp.fully_shard(block)
+    return dist.fsdp.fully_shard(model)
 
 
 # ---- data ---------------------------------------------------------------------------------------
@@ -159,43 +198,49 @@ def shuffled(k, n, *key):
             return k
 
 
-def get_batch(tokens, first, vocab_size):
-    """Return ids (batch_size, block_size + 1) of the run's sequences first, first + 1, ...
-
-    An epoch cuts the tokens, laid out as a ring, into blocks from an offset of its own, and takes
-    each block once: the batch depends on the seed and on first alone.
-    """
-    n_blocks = len(tokens) // block_size
-    rows = []
-    for sequence in range(first, first + batch_size):
-        epoch, k = divmod(sequence, n_blocks)
-        start = hashed(seed, epoch) + shuffled(k, n_blocks, seed, epoch) * block_size
-        rows.append(tokens[(start % len(tokens) + np.arange(block_size + 1)) % len(tokens)])
-    return checked(np.stack(rows), vocab_size)
-
-
-def eval_batches(tokens, vocab_size):
-    """Yield ids (B, block_size + 1) of the whole split, or of eval_iters batches spread over it.
-
-    The last block may be short; it is filled up with -1, which counts for nothing.
-    """
-    starts = np.arange(0, len(tokens) - 1, block_size)
-    if eval_iters:
-        few = min(len(starts), eval_iters * batch_size)
-        starts = starts[np.arange(few) * len(starts) // few]
-    for first in range(0, len(starts), batch_size):
-        rows = np.full((len(starts[first:first + batch_size]), block_size + 1), -1)
-        for row, start in zip(rows, starts[first:]):
-            ids = tokens[start:start + block_size + 1]
-            row[:len(ids)] = ids
-        yield checked(rows, vocab_size)
-
-
-def checked(rows, vocab_size):
+def blocks(tokens, starts, vocab_size):  # -> ids (len(starts), block_size + 1)
+    """Take a block from each start; the tokens are a ring, so that every start has a whole one."""
+    rows = tokens[(np.asarray(starts)[:, None] + np.arange(block_size + 1)) % len(tokens)]
     if rows.max() >= vocab_size:
         raise ValueError(f"{data_dir} holds the token id {rows.max()}, but the vocabulary has "
                          f"only {vocab_size} tokens: they don't belong together")
     return torch.from_numpy(rows.astype(np.int64))
+
+
+def get_batch(tokens, first, vocab_size):
+    """Return batch_size blocks, the run's sequences number first, first + 1, ...
+
+    An epoch cuts the ring of tokens into blocks from an offset of its own and takes each block
+    once: the batch depends on the seed and on first alone.
+    """
+    n_blocks = len(tokens) // block_size
+    starts = []
+    for sequence in range(first, first + batch_size):
+        epoch, k = divmod(sequence, n_blocks)
+        start = hashed(seed, epoch) + shuffled(k, n_blocks, seed, epoch) * block_size
+        starts.append(start % len(tokens))
+    return blocks(tokens, starts, vocab_size)
+
+
+def eval_batches(tokens, vocab_size):
+    """Yield this process's share of the blocks of a split, or of eval_iters batches spread over it.
+
+    Ids beyond the end of the split are -1, which counts for nothing, and so is a batch that is
+    there only because every process has to take part as often as the others.
+    """
+    rank, count = processes()
+    starts = np.arange(0, len(tokens) - 1, block_size)
+    if eval_iters:
+        few = min(len(starts), eval_iters * batch_size)
+        starts = starts[np.arange(few) * len(starts) // few]
+    for first in range(0, len(starts), batch_size * count):
+        own = starts[first + rank * batch_size:][:batch_size]
+        rows = blocks(tokens, own if len(own) else starts[:1], vocab_size)
+        if not len(own):
+            rows[:] = -1
+        elif own[-1] == starts[-1]:
+            rows[-1, len(tokens) - own[-1]:] = -1
+        yield rows
 
 
 # ---- optimizer ----------------------------------------------------------------------------------
@@ -225,7 +270,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             by_shape = {}
@@ -235,18 +280,22 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
                 update = p.grad.lerp(buffer, momentum)  # Nesterov's look ahead
-                p.mul_(1 - lr * group["weight_decay"])
-                parts = 3 if p.size(0) == 3 * p.size(1) else 1
-                for weight, part in zip(p.chunk(parts), update.chunk(parts)):
-                    tall = part.size(0) > part.size(1)
-                    if tall:
-                        weight, part = weight.mT, part.mT
-                    scale = math.sqrt(part.size(1) / part.size(0)) if tall else 1.0
-                    by_shape.setdefault((part.shape, scale), []).append((weight, part))
-            for (_, scale), pairs in by_shape.items():
-                updates = orthogonalized(torch.stack([part for _, part in pairs]))
-                for (weight, _), update in zip(pairs, updates):
-                    weight.add_(update, alpha=-lr * scale)
+                if dist.is_initialized() and isinstance(update, dist.tensor.DTensor):
+                    update = update.full_tensor()  # FSDP: a share of a matrix can't be orthogonal
+                for part in update.chunk(3 if p.size(0) == 3 * p.size(1) else 1):
+                    wide = part if part.size(0) <= part.size(1) else part.mT
+                    by_shape.setdefault(wide.shape, []).append((p, part, wide))
+            updates = {p: [] for p in group["params"]}
+            for same in by_shape.values():
+                wide = orthogonalized(torch.stack([wide for _, _, wide in same]))
+                for (p, part, _), new in zip(same, wide):
+                    scale = math.sqrt(max(1, part.size(0) / part.size(1)))
+                    updates[p].append((new if part.size(0) <= part.size(1) else new.mT) * scale)
+            for p, parts in updates.items():
+                update = torch.cat(parts)
+                if dist.is_initialized() and isinstance(p, dist.tensor.DTensor):
+                    update = dist.tensor.distribute_tensor(update, p.device_mesh, p.placements)
+                p.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=-lr)
 
 
 def make_optimizers(model, device):
@@ -306,37 +355,50 @@ def newest_snapshot():
     return None, None
 
 
-def check_same_run(path, snapshot, model_config, description, fingerprint):
-    """Raise ValueError if the snapshot is of another model, tokenizer or training text."""
-    there = snapshot["model_config"]
-    reasons = [f"{name}={there.get(name)} there, {value} here"
-               for name, value in asdict(model_config).items()
-               if name != "dropout" and there.get(name) != value]
-    if snapshot["settings"]["optimizer"] != optimizer:
-        reasons.append(f"optimizer={snapshot['settings']['optimizer']} there, {optimizer} here")
-    if snapshot["tokenizer"] != description:
-        reasons.append("another tokenizer")
-    if snapshot["data"] != fingerprint:
-        reasons.append("another training text")
+def check_same_run(path, snapshot, model_config, tokenizer, fingerprint):
+    """Raise ValueError if the snapshot is of another model, optimizer, tokenizer or text."""
+    there = snapshot["model_config"] | {"optimizer": snapshot["settings"]["optimizer"]}
+    here = asdict(model_config) | {"optimizer": optimizer}
+    reasons = [f"{name}={there[name]} there, {here[name]} here" for name in here
+               if name != "dropout" and there.get(name) != here[name]]
+    reasons += ["another tokenizer"] if snapshot["tokenizer"] != tokenizer else []
+    reasons += ["another training text"] if snapshot["data"] != fingerprint else []
     if reasons:
         raise ValueError(f"{path} is of another run ({', '.join(reasons)}): choose another "
                          "--out_dir, or start over with --init_from=scratch --overwrite")
 
 
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # as if there were one process
+
+
 def save_snapshot(path, model, optimizers, scaler, **rest):
-    """Write one file that alone is enough to go on or to generate text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write one file that alone is enough to go on or to generate text, however many processes
+    there are: the first one gathers what the others have and writes it."""
+    model_state, optimizer_state = get_state_dict(model, optimizers, options=FULL)
     snapshot = {
         "format_version": 1,
-        "model_state_dict": model.state_dict(),
+        "model_state_dict": model_state,
         "model_config": asdict(model.config),
-        "optimizer_state_dict": [opt.state_dict() for opt in optimizers],
+        "optimizer_state_dict": optimizer_state,
         "scaler_state_dict": scaler.state_dict(),
         "settings": {name: globals()[name] for name in config.read_settings(__file__)},
         **rest,
     }
-    with whole_file(path) as file:
-        torch.save(snapshot, file)
+    if processes()[0] == 0:
+        with whole_file(path) as file:
+            torch.save(snapshot, file)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def load_snapshot(snapshot, model, optimizers):
+    """Take weights and optimizer state from a snapshot, but today's settings of the optimizers."""
+    groups = [group for opt in optimizers for group in opt.param_groups]
+    today = [{key: group[key] for key in group if key != "params"} for group in groups]
+    set_state_dict(model, optimizers, model_state_dict=snapshot["model_state_dict"],
+                   optim_state_dict=snapshot["optimizer_state_dict"], options=FULL)
+    for group, settings in zip((group for opt in optimizers for group in opt.param_groups), today):
+        group.update(settings)
 
 
 def read_log(step):
@@ -349,12 +411,16 @@ def read_log(step):
 
 
 def write_log(rows):
+    if processes()[0]:
+        return
     with whole_file(Path(out_dir, "log.csv"), "w") as file:
         file.writelines(",".join(map(str, row)) + "\n" for row in [LOG_COLUMNS, *rows])
 
 
 def draw_loss(rows):
     """Draw loss.svg: the training loss of each line of the log, and the validation loss."""
+    if processes()[0]:
+        return
     curves = {name: [(int(row[0]), float(row[LOG_COLUMNS.index(name)])) for row in rows
                      if row[LOG_COLUMNS.index(name)]] for name in ("train_loss", "val_loss")}
     losses = [loss for curve in curves.values() for _, loss in curve]
@@ -402,19 +468,20 @@ def signals_noted():
 # ---- evaluation and samples ---------------------------------------------------------------------
 
 @torch.no_grad()
-def evaluate(model, tokens, device, autocast):
+def evaluate(model, tokens, vocab_size, device, autocast):
     """Return the mean loss in nats per token over the blocks of eval_batches, without dropout."""
     model.eval()
     total = count = 0
-    for rows in eval_batches(tokens, model.config.vocab_size):
+    for rows in eval_batches(tokens, vocab_size):
         rows = rows.to(device)
         targets = rows[:, 1:]
         with autocast:
             loss = model(rows[:, :-1].clamp(min=0), targets, return_logits=False)[1]
         counted = (targets != -1).sum().item()
-        total += loss.item() * counted
+        total += loss.item() * counted if counted else 0.0
         count += counted
     model.train()
+    total, count = mean_over_processes([total, count], device)
     return total / count
 
 
@@ -442,6 +509,17 @@ def main(arguments=None):
     keep_memory()
     started = time.time()
     target_device, matrix_dtype, compiled = choose_device(device, dtype, compile)
+    if "RANK" in os.environ:  # torchrun started this process, and others
+        if target_device.type == "cuda":
+            target_device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(target_device)
+        dist.init_process_group("nccl" if target_device.type == "cuda" else "gloo")
+    rank, n_processes = processes()
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # the first process speaks for all
+    if gradient_accumulation_steps % n_processes:
+        config.usage(f"gradient_accumulation_steps={gradient_accumulation_steps} can't be divided "
+                     f"among {n_processes} processes: make it a multiple")
     meta, data = load_data(data_dir)
     fingerprint = meta["splits"]["train"]["fingerprint"]
     encoding = load_tokenizer(meta["tokenizer"]) if meta["tokenizer"] else None
@@ -472,20 +550,19 @@ def main(arguments=None):
                          f"{model.config.vocab_size}: python prepare.py --tokenizer=gpt2")
     if snapshot:
         check_same_run(path, snapshot, model.config, meta["tokenizer"], fingerprint)
-        model.load_state_dict(snapshot["model_state_dict"])
+    model.activation_checkpointing = activation_checkpointing
     model.to(target_device)
+    forward = distributed(model, target_device)
     optimizers = make_optimizers(model, target_device)
     scaler = torch.amp.GradScaler(target_device.type, enabled=matrix_dtype == torch.float16)
     step, loss, best_val_loss = 0, math.nan, math.inf
     if snapshot:
         step, loss = snapshot["step"], snapshot["loss"]
         best_val_loss = snapshot["best_val_loss"]
-        for opt, saved in zip(optimizers, snapshot["optimizer_state_dict"]):
-            today = opt.state_dict()["param_groups"]  # a changed setting counts from here on
-            opt.load_state_dict({"state": saved["state"], "param_groups": today})
+        load_snapshot(snapshot, model, optimizers)
         scaler.load_state_dict(snapshot["scaler_state_dict"])
         print(f"going on from {path}")
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(forward) if compiled else forward
     autocast = torch.autocast(target_device.type, matrix_dtype,
                               enabled=matrix_dtype != torch.float32)
 
@@ -497,7 +574,7 @@ def main(arguments=None):
           f"iterations of {sequences * block_size:,}, {target_device.type}, {dtype}, {optimizer}")
 
     def losses_on(split):  # -> (nats per token, perplexity, bits per byte)
-        nats = evaluate(forward, data[split], target_device, autocast)
+        nats = evaluate(forward, data[split], model.config.vocab_size, target_device, autocast)
         size = meta["splits"][split]
         bits = nats / math.log(2) * size["tokens"] / size["bytes"] if "bytes" in size else math.nan
         return nats, math.exp(min(nats, 700)), bits
@@ -520,13 +597,14 @@ def main(arguments=None):
         print(f"nothing left to do: {out_dir}/final_model.pt is the end of this run")
         return 0
     Path(out_dir, "snapshots").mkdir(parents=True, exist_ok=True)
-    for file in [] if snapshot else old:
+    for file in [] if snapshot or rank else old:
         file.unlink()
     if not snapshot:  # a run that is cut off before its first interval begins again from here
         save("snapshots/snapshot_step_0.pt")
     first_step, rows = step, read_log(step)
     seconds_before = float(rows[-1][3]) if rows else 0.0
     write_log(rows)
+    stop = 0  # above 0 when a process was told to stop
     unseen = []  # loss + gradient norm of the iterations since they were last looked at
     shown, shown_step = time.time(), step
     model.train()
@@ -556,39 +634,51 @@ def main(arguments=None):
                     draw_loss(rows)
                 if eval_due and encoding and sample_interval and step % sample_interval == 0:
                     print_samples(model, encoding, data["val"], target_device, 1)
-            if signals or finished or (step != first_step and step % snapshot_interval == 0):
+            if stop or finished or (step != first_step and step % snapshot_interval == 0):
                 save(f"snapshots/snapshot_step_{step}.pt")
-                for file in snapshots()[keep_snapshots:]:
+                for file in [] if rank else snapshots()[keep_snapshots:]:
                     file.unlink()
             if finished:
                 break
-            if signals:
+            if stop:
                 say(f"stopped after iteration {step}: the same command goes on from here")
-                return 128 + signals[0]
+                return 128 + max(signals, default=signal.SIGTERM)
 
             # One iteration: forward and backward in micro-batches, then the update.
             if dropout:
-                torch.manual_seed(hashed(seed, step) >> 1)
+                torch.manual_seed(hashed(seed, step, rank) >> 1)
             for group in (group for opt in optimizers for group in opt.param_groups):
                 group["lr"] = group["initial_lr"] * lr_factor(step, last)
             total = 0.0
-            for micro_step in range(gradient_accumulation_steps):
+            for micro_step in range(rank, gradient_accumulation_steps, n_processes):
                 first = step * sequences + micro_step * batch_size
-                ids = get_batch(data["train"], first, model.config.vocab_size).to(target_device)
+                ids = get_batch(data["train"], first, model.config.vocab_size)
+                if target_device.type == "cuda":
+                    ids = ids.pin_memory()  # the copy needn't be waited for
+                ids = ids.to(target_device, non_blocking=True)
+                if n_processes > 1:  # gradients are averaged once, after the last micro-batch
+                    sync = micro_step + n_processes >= gradient_accumulation_steps
+                    if parallel == "fsdp":
+                        model.set_requires_gradient_sync(sync)
+                    else:
+                        forward.require_backward_grad_sync = sync
                 with autocast:
                     micro_loss = forward(ids[:, :-1], ids[:, 1:], return_logits=False)[1]
-                scaler.scale(micro_loss / gradient_accumulation_steps).backward()
-                total += micro_loss.detach() / gradient_accumulation_steps
+                micro_loss = micro_loss * (n_processes / gradient_accumulation_steps)
+                scaler.scale(micro_loss).backward()
+                total += micro_loss.detach()
             for opt in optimizers:
                 scaler.unscale_(opt)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+            if isinstance(norm, dist.tensor.DTensor):
+                norm = norm.full_tensor()
             unseen.append(total + norm)
             # A GPU runs ahead of this script, and reading a number of it waits for it: only when
             # the number is needed before the next iteration.
             due = (log_interval, eval_interval, snapshot_interval, last)
-            if (target_device.type != "cuda" or target_loss or signals
+            if (target_device.type != "cuda" or target_loss or (signals and n_processes == 1)
                     or any((step + 1) % interval == 0 for interval in due)):
-                loss = total.item()
+                loss, stop = mean_over_processes([total.item(), sum(signals)], target_device)
                 bad = [not math.isfinite(x) for x in torch.stack(unseen).tolist()]
                 if any(bad) and not scaler.is_enabled() or not math.isfinite(loss):
                     raise ValueError(
@@ -615,7 +705,7 @@ def main(arguments=None):
         print_samples(model, encoding, data["val"], target_device, num_return_sequences)
     if len(data["test"]) > 1:
         best = Path(out_dir, "best.pt" if best_val_loss < math.inf else "final_model.pt")
-        model.load_state_dict(read_snapshot(best)["model_state_dict"])
+        set_model_state_dict(model, read_snapshot(best)["model_state_dict"], options=FULL)
         print("test with {}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format(
             best, *losses_on("test")))
     return 0

@@ -196,6 +196,7 @@ def kill_again_and_again(arguments, folder, dice):
     output = Path(f"{folder}.output")
     for place, latest in dice.sample(PLACES, len(PLACES)):
         strikes = [(place, dice.randint(1, latest), KILL)] if latest else []
+        output.write_text("")
         process = start([*arguments, f"--out_dir={folder}"], output, strikes)
         if not latest:  # from outside, at a moment that has nothing to do with what is done in it
             while process.is_alive() and "\niteration" not in output.read_text(encoding="utf-8"):
@@ -530,6 +531,13 @@ def test_steps_that_the_float16_scaler_skips_are_counted_and_shown(data, tmp_pat
     snapshot = read_snapshot(tmp_path / "final_model.pt")
     taken = {int(state["step"]) for state in snapshot["optimizer_state_dict"][1]["state"].values()}
     assert taken == {40 - counts[-1]}
+
+
+def test_a_run_begun_in_float32_goes_on_in_float16_and_the_other_way_round(data, tmp_path):
+    for dtype in ("float32", "float16", "float32"):
+        code, output = run([*TINY, data, f"--dtype={dtype}"], tmp_path / "out",
+                           [("batch", 9, SIGTERM)])
+        assert code == 143, output
 
 
 # ---- 6. prepare.py, and data that doesn't match its description ---------------------------------
