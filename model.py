@@ -5,8 +5,7 @@ Notable, against what one may know from other GPTs:
   tool that runs GPT-2: learned positions, LayerNorm before each half of a block (eps 1e-5), the
   tanh form of GELU, biases, and one matrix for the token embedding and the output layer
 - attention is PyTorch's scaled_dot_product_attention, which picks the fastest kernel it has
-- a large vocabulary never has the logits of all positions in memory at once (GPT.loss)
-"""
+- a large vocabulary never has the logits of all positions in memory at once (GPT.loss)"""
 
 import math
 import zipfile
@@ -60,8 +59,7 @@ class GPTConfig:
 def choose_device(device="auto", dtype="auto", compile="auto"):
     """Turn the three settings into (torch.device, torch.dtype, bool).
 
-    Raises ValueError for a device that is not there and for values that are none.
-    """
+    Raises ValueError for a device that is not there and for values that are none."""
     if device == "auto":
         device = ("cuda" if torch.cuda.is_available()
                   else "mps" if torch.backends.mps.is_available() else "cpu")
@@ -82,55 +80,39 @@ def choose_device(device="auto", dtype="auto", compile="auto"):
     return device, getattr(torch, dtype), device.type == "cuda" if compile == "auto" else compile
 
 
-# ---- the network --------------------------------------------------------------------------------
-
-class Attention(nn.Module):
-    """Every position looks back at the positions up to itself and takes a weighted mean of them."""
+class Block(nn.Module):
+    """One layer: each position looks at those before it (attention), then thinks (mlp). Both add
+    to the stream x, and each normalizes what it reads of it."""
 
     def __init__(self, config):
         super().__init__()
+        n_embd, bias = config.n_embd, config.bias
         self.n_head = config.n_head
-        self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.ln_1 = nn.LayerNorm(n_embd, bias=bias)
+        self.attn = nn.ModuleDict({"c_attn": nn.Linear(n_embd, 3 * n_embd, bias=bias),
+                                   "c_proj": nn.Linear(n_embd, n_embd, bias=bias)})
+        self.ln_2 = nn.LayerNorm(n_embd, bias=bias)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(n_embd, 4 * n_embd, bias=bias),
+                                  "c_proj": nn.Linear(4 * n_embd, n_embd, bias=bias)})
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, past=None, position=0):  # (B, T, C) -> (B, T, C)
         B, T, C = x.shape
-        # (B, T, 3C) -> three of (B, n_head, T, head_dim)
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        # (B, T, 3C) -> queries, keys and values of (B, n_head, T, head_dim)
+        qkv = self.attn["c_attn"](self.ln_1(x)).view(B, T, 3, self.n_head, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if past is not None:  # (2, B, n_head, block_size, head_dim): keys and values so far
             past[0, :, :, position:position + T] = k
             past[1, :, :, position:position + T] = v
             k, v = past[:, :, :, :position + T]
-        y = F.scaled_dot_product_attention(
-            q, k, v, is_causal=T > 1, dropout_p=self.dropout if self.training else 0.0)
+        # Each query takes the mean of the values up to its position, weighted by how well it fits
+        # their keys. (GPT-2 also dropped weights in training: no fast kernel on a CPU can do that.)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
-        return self.resid_dropout(self.c_proj(y))
-
-
-class MLP(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x):  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
-
-
-class Block(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.attn = Attention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.mlp = MLP(config)
-
-    def forward(self, x, past=None, position=0):  # (B, T, C) -> (B, T, C)
-        x = x + self.attn(self.ln_1(x), past, position)
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.dropout(self.attn["c_proj"](y))
+        # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        y = F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")
+        return x + self.dropout(self.mlp["c_proj"](y))
 
 
 class Cache:
@@ -138,8 +120,7 @@ class Cache:
 
     A position looks back at keys and values of earlier positions, and these never change: what
     comes later can't reach back. So each layer keeps them, and a new token costs one position's
-    work in place of the whole text's.
-    """
+    work in place of the whole text's."""
 
     def __init__(self, model, batch_size):
         config, weight = model.config, model.lm_head.weight
@@ -176,8 +157,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     The logits of all positions are by far the largest tensor of a small model, and moving them
     through memory costs a CPU more than computing them. Their gradient, softmax minus one-hot, is
     known as soon as they are; so each chunk goes all the way to the gradients of x and weight, and
-    backward has nothing left to do but multiply.
-    """
+    backward has nothing left to do but multiply."""
 
     @staticmethod
     def forward(ctx, x, weight, targets):  # (N, C), (V, C), (N,) -> ()
@@ -235,8 +215,7 @@ class GPT(nn.Module):
         idx (B, T): token ids, T up to block_size; targets (B, T): the ids that follow, -1 where
         none counts; cache: a Cache of what came before idx. Returns (logits, loss):
         (B, T, vocab_size) and the mean cross-entropy in nats with targets (logits None without
-        return_logits, which saves their memory), (B, 1, vocab_size) and None without.
-        """
+        return_logits, which saves their memory), (B, 1, vocab_size) and None without."""
         T = idx.size(1)
         position = 0 if cache is None else cache.length
         if position + T > self.config.block_size:
@@ -301,8 +280,7 @@ class GPT(nn.Module):
 
         A row that has reached eos_token repeats it; when all have, the stream ends. The text may
         outgrow block_size: positions can't slide, so when the cache is full the newest half of
-        the block is read again as if it were a beginning, and what came before is forgotten.
-        """
+        the block is read again as if it were a beginning, and what came before is forgotten."""
         if not idx.size(1):
             raise ValueError("the prompt is empty: begin with at least one token")
         block_size = self.config.block_size
@@ -335,8 +313,7 @@ class GPT(nn.Module):
 
         Returns [(ids, log-probability of what follows idx)], the best first: by log-probability
         over length ** length_penalty, a beam being finished at eos_token (which counts) or at
-        max_new_tokens. All of it has to fit block_size.
-        """
+        max_new_tokens. All of it has to fit block_size."""
         cache = Cache(self, beams)
         logits = self(idx.expand(beams, -1), cache=cache)[0][:, -1]
         texts = idx.expand(beams, -1)
@@ -381,8 +358,7 @@ SNAPSHOT_KEYS = {"model_state_dict", "optimizer_state_dict", "step", "loss", "be
 def read_snapshot(path):
     """Return the dict that is in a snapshot file, on the CPU; nothing in it is executed.
 
-    Raises ValueError with the reason if the file is not a whole snapshot of this format.
-    """
+    Raises ValueError with the reason if the file is not a whole snapshot of this format."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()  # compares the checksum of each record

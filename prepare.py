@@ -5,8 +5,7 @@
     python prepare.py --input=mine.txt --tokenizer=gpt2  # OpenAI's vocabulary, for fine-tuning
 
 A .bin file is nothing but token ids, one after the other (uint16, as in nanoGPT); meta.json says
-what they mean. Any text can be encoded, since the tokens are made of bytes, not of characters.
-"""
+what they mean. Any text can be encoded, since the tokens are made of bytes, not of characters."""
 
 import codecs
 import collections
@@ -28,7 +27,6 @@ import config
 input = "input.txt"  # the text, UTF-8
 tokenizer = "bpe"  # 'bpe': trained here on the training split; 'gpt2': OpenAI's 50,257 tokens
 vocab_size = 2048  # tokens of the trained BPE, <|endoftext|> among them; 257 is plain bytes
-bpe_sample_mb = 20.0  # the BPE is trained on the first so many MB of the training split
 val_fraction = 0.1  # share of the text held out for validation while training
 test_fraction = 0.1  # share held out for one last test
 out_dir = "data"  # folder for train.bin, val.bin, test.bin and meta.json
@@ -41,7 +39,6 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 
 
 # ---- files that are whole or not there ----------------------------------------------------------
-
 @contextmanager
 def whole_file(path, mode="wb"):
     """Open a file for writing that takes its name only when all of it is safely on the disk."""
@@ -70,14 +67,12 @@ def fingerprint(path):
 
 
 # ---- the tokenizer ------------------------------------------------------------------------------
-
 def train_bpe(word_counts, vocab_size):
     """Learn a byte-level BPE: {word: count} -> list of tokens (bytes), the id is the place in it.
 
     The most frequent pair of neighbouring tokens becomes a new token, again and again; of equally
     frequent pairs, the one with the smaller ids. A pair seen once is no pattern, and ends it.
-    (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", 3.2.)
-    """
+    (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", 3.2.)"""
     tokens = [bytes([byte]) for byte in range(256)]
     ids = {token: i for i, token in enumerate(tokens)}
     words = [list(word.encode()) for word in word_counts]
@@ -155,13 +150,11 @@ def gpt2_tokenizer():
 
 
 # ---- reading ------------------------------------------------------------------------------------
-
 def pieces(path):
     """Yield a text file in pieces of about a megabyte that can be tokenized one by one.
 
     A piece ends before white space that follows something else: no token ever reaches across.
-    Raises ValueError with the offset of the first byte that is not UTF-8.
-    """
+    Raises ValueError with the offset of the first byte that is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     rest = ""
     offset = 0
@@ -195,20 +188,7 @@ def by_split(path, ends):
                 piece = piece[len(part):]
 
 
-def count_words(parts):
-    """Count the words (as PATTERN splits) of the training split's first bpe_sample_mb megabytes."""
-    counts = collections.Counter()
-    read = 0
-    for split, text in parts:
-        if split != "train" or read >= bpe_sample_mb * 1e6:
-            break
-        counts.update(regex.findall(PATTERN, text))
-        read += len(text)
-    return counts
-
-
 # ---- writing ------------------------------------------------------------------------------------
-
 def encoded(parts, encoding):
     """Yield (split, bytes of text, ids) in order; tiktoken's threads work on a few parts ahead."""
     def encode(part):
@@ -242,16 +222,16 @@ def main(arguments=None):
     config.one_of(globals(), "tokenizer", "bpe", "gpt2")
     if vocab_size < 257:
         config.usage(f"vocab_size={vocab_size}: 256 bytes and {END_OF_TEXT} make 257 the least")
-    config.at_least(globals(), 0, "val_fraction test_fraction bpe_sample_mb")
+    config.at_least(globals(), 0, "val_fraction test_fraction")
     if val_fraction + test_fraction >= 1:
         config.usage(f"val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing "
                      "for training: lower them")
 
     characters = 0
-    source = hashlib.sha256()
+    digest = hashlib.sha256()
     for piece in pieces(input):
         characters += len(piece)
-        source.update(piece.encode())
+        digest.update(piece.encode())
     ends = [int(characters * share) for share in (1 - val_fraction - test_fraction,
                                                   1 - test_fraction, 1)]
     sizes = [end - start for start, end in zip([0] + ends, ends)]
@@ -263,7 +243,11 @@ def main(arguments=None):
     if tokenizer == "gpt2":
         description = gpt2_tokenizer()
     else:
-        tokens = train_bpe(count_words(by_split(input, ends)), vocab_size)
+        words = collections.Counter()
+        for split, text in by_split(input, ends):
+            if split == "train":
+                words.update(regex.findall(PATTERN, text))
+        tokens = train_bpe(words, vocab_size)
         description = {"name": "bpe", "tokens": [token.decode("latin-1") for token in tokens]}
     encoding = load_tokenizer(description)
     dtype = np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")
@@ -279,13 +263,9 @@ def main(arguments=None):
             splits[split]["bytes"] += size
     for split in SPLITS:
         splits[split]["fingerprint"] = fingerprint(Path(out_dir, f"{split}.bin.new"))
-    meta = {
-        "vocab_size": encoding.n_vocab,
-        "dtype": dtype.name,
-        "splits": splits,
-        "source": {"name": input, "bytes": os.path.getsize(input), "sha256": source.hexdigest()},
-        "tokenizer": description,
-    }
+    source = {"name": input, "bytes": os.path.getsize(input), "sha256": digest.hexdigest()}
+    meta = {"vocab_size": encoding.n_vocab, "dtype": dtype.name, "splits": splits,
+            "source": source, "tokenizer": description}
     with whole_file(Path(out_dir, "meta.json"), "w") as file:
         json.dump(meta, file)
     settle(out_dir)  # from here on the new data counts: the files take their names

@@ -6,8 +6,7 @@
     python sample.py --start="To be" --max_new_tokens=20 --probs=5   # what it hesitated between
     python sample.py --score=poem.txt                                # how well it knows a text
 
-Standard output is the text and nothing else; all that is said about it goes to standard error.
-"""
+Standard output is the text and nothing else; all that is said about it goes to standard error."""
 
 import codecs
 import math

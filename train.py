@@ -4,8 +4,7 @@
     python train.py config/shakespeare.py --max_iters=100 --out_dir=out_short
     python train.py --size=gpt2 --block_size=256 --batch_size=4
 
-Everything it writes is in out_dir: snapshots/, best.pt, final_model.pt, log.csv and loss.svg.
-"""
+Everything it writes is in out_dir: snapshots/, best.pt, final_model.pt, log.csv and loss.svg."""
 
 import ctypes
 import hashlib
@@ -22,12 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_model_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint import state_dict as whole  # as if there were one process
 
 import config
 from model import GPT, SIZES, GPTConfig, choose_device, read_snapshot
@@ -87,6 +81,7 @@ compile = "auto"  # torch.compile: True, False; 'auto' for CUDA only
 parallel = "ddp"  # under torchrun: 'ddp' gives each process a whole model, 'fsdp' a share of it
 activation_checkpointing = False  # compute each block twice and keep only its input in memory
 
+WHOLE = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
 LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", "val_loss",
                "val_perplexity", "val_bits_per_byte")
 
@@ -115,7 +110,6 @@ def keep_memory():
 
 
 # ---- many processes -----------------------------------------------------------------------------
-
 def processes():  # -> (rank of this one, how many there are)
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
@@ -143,12 +137,10 @@ def distributed(model, device):
 
 
 # ---- data ---------------------------------------------------------------------------------------
-
 def load_data(folder):
     """Return (meta, {split: token ids}); the ids are mapped, so that only what is used is read.
 
-    A folder without meta.json, such as nanoGPT makes, is taken as GPT-2's tokens in uint16.
-    """
+    A folder without meta.json, such as nanoGPT makes, is taken as GPT-2's tokens in uint16."""
     if not Path(folder, "train.bin").exists() and not Path(folder, "meta.json").exists():
         raise ValueError(f"{folder}/train.bin is not there: python prepare.py --out_dir={folder} "
                          "makes it")
@@ -186,8 +178,7 @@ def shuffled(k, n, *key):
     """Return the place of k in a permutation of range(n) that is computed, not stored.
 
     A Feistel network permutes the numbers of an even count of bits, whatever its round function
-    is (Luby & Rackoff 1988); a result outside range(n) goes through it again until it is inside.
-    """
+    is (Luby & Rackoff 1988); a result outside range(n) goes through it again until it is inside."""
     half = 1 << ((n - 1).bit_length() + 1) // 2
     while True:
         left, right = divmod(k, half)
@@ -211,8 +202,7 @@ def get_batch(tokens, first, vocab_size):
     """Return batch_size blocks, the run's sequences number first, first + 1, ...
 
     An epoch cuts the ring of tokens into blocks from an offset of its own and takes each block
-    once: the batch depends on the seed and on first alone.
-    """
+    once: the batch depends on the seed and on first alone."""
     n_blocks = len(tokens) // block_size
     starts = []
     for sequence in range(first, first + batch_size):
@@ -226,8 +216,7 @@ def eval_batches(tokens, vocab_size):
     """Yield this process's share of the blocks of a split, or of eval_iters batches spread over it.
 
     Ids beyond the end of the split are -1, which counts for nothing, and so is a batch that is
-    there only because every process has to take part as often as the others.
-    """
+    there only because every process has to take part as often as the others."""
     rank, count = processes()
     starts = np.arange(0, len(tokens) - 1, block_size)
     if eval_iters:
@@ -244,15 +233,15 @@ def eval_batches(tokens, vocab_size):
 
 
 # ---- optimizer ----------------------------------------------------------------------------------
-
-def orthogonalized(matrices):
-    """Replace the singular values of each matrix by about 1: (n, rows, cols), rows <= cols.
+def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
+    """Replace the singular values of each matrix by about 1.
 
     Five steps of a Newton-Schulz iteration with a quintic polynomial whose coefficients make
     small singular values grow fastest (Jordan et al. 2024, "Muon: An optimizer for hidden layers
-    in neural networks"). It needs matrix products only, of all matrices of a shape at once.
-    """
-    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    in neural networks"). It needs matrix products only, of all matrices of a shape at once."""
+    if x.size(1) > x.size(2):
+        return orthogonalized(x.mT).mT  # the products are smaller on this side
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):  # x <- (3.4445 + -4.7750 (x xT) + 2.0315 (x xT)^2) x
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
@@ -263,8 +252,7 @@ def orthogonalized(matrices):
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalized, so that no few directions of a matrix dominate it.
 
-    c_attn is three matrices in one (of queries, keys and values) and is treated as three.
-    """
+    c_attn is three matrices in one (of queries, keys and values) and is treated as three."""
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
@@ -272,34 +260,28 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            lr, momentum = group["lr"], group["momentum"]
-            by_shape = {}
+            updates, parts = [], []
             for p in group["params"]:
                 state = self.state[p]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(p)
-                buffer = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-                update = p.grad.lerp(buffer, momentum)  # Nesterov's look ahead
-                if dist.is_initialized() and isinstance(update, dist.tensor.DTensor):
-                    update = update.full_tensor()  # FSDP: a share of a matrix can't be orthogonal
-                for part in update.chunk(3 if p.size(0) == 3 * p.size(1) else 1):
-                    wide = part if part.size(0) <= part.size(1) else part.mT
-                    by_shape.setdefault(wide.shape, []).append((p, part, wide))
-            updates = {p: [] for p in group["params"]}
-            for same in by_shape.values():
-                wide = orthogonalized(torch.stack([wide for _, _, wide in same]))
-                for (p, part, _), new in zip(same, wide):
-                    scale = math.sqrt(max(1, part.size(0) / part.size(1)))
-                    updates[p].append((new if part.size(0) <= part.size(1) else new.mT) * scale)
-            for p, parts in updates.items():
-                update = torch.cat(parts)
-                if dist.is_initialized() and isinstance(p, dist.tensor.DTensor):
+                buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(buffer, group["momentum"])  # Nesterov's look ahead
+                if hasattr(update, "full_tensor"):
+                    update = update.full_tensor()  # FSDP's share of a matrix is not enough
+                updates.append(update)
+                parts += update.chunk(3 if p.size(0) == 3 * p.size(1) else 1)
+            for shape in dict.fromkeys(part.shape for part in parts):
+                same = [part for part in parts if part.shape == shape]
+                for part, new in zip(same, orthogonalized(torch.stack(same))):
+                    part.copy_(new).mul_(math.sqrt(max(1, shape[0] / shape[1])))
+            for p, update in zip(group["params"], updates):
+                if hasattr(p, "full_tensor"):
                     update = dist.tensor.distribute_tensor(update, p.device_mesh, p.placements)
-                p.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=-lr)
+                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
 def make_optimizers(model, device):
-    """Return the optimizers, each group with its highest learning rate as 'initial_lr'."""
     matrices, embeddings, vectors = model.parameter_groups()
     if optimizer == "muon":
         adamw_groups = [dict(params=embeddings + vectors, weight_decay=0.0)]
@@ -309,10 +291,8 @@ def make_optimizers(model, device):
                         dict(params=vectors, weight_decay=0.0)]
         optimizers = []
     fused = device.type in ("cpu", "cuda")
-    optimizers.append(torch.optim.AdamW(adamw_groups, learning_rate, (beta1, beta2), fused=fused))
-    for group in (group for opt in optimizers for group in opt.param_groups):
-        group["initial_lr"] = group["lr"]
-    return optimizers
+    adamw = torch.optim.AdamW(adamw_groups, learning_rate, (beta1, beta2), fused=fused)
+    return [*optimizers, adamw]
 
 
 def lr_factor(step, last):
@@ -332,73 +312,38 @@ def lr_factor(step, last):
 
 
 # ---- snapshots and the log ----------------------------------------------------------------------
-
-def snapshots():
-    """Return the paths of out_dir's snapshots, the newest first."""
+def snapshots():  # -> the paths of out_dir's snapshots, the newest first
     paths = Path(out_dir, "snapshots").glob("snapshot_step_*.pt")
-    numbered = [(int(path.stem[14:]), path) for path in paths if path.stem[14:].isdigit()]
-    return [path for _, path in sorted(numbered, reverse=True)]
+    return sorted(paths, key=lambda path: (len(path.name), path.name), reverse=True)
 
 
 def newest_snapshot():
     """Return (path, snapshot) of the newest that is whole, or (None, None) if there is none at all;
     a broken one is named and passed over, and if all are, ValueError is raised."""
-    paths = snapshots()
-    for path in paths:
+    for path in snapshots():
         try:
             return path, read_snapshot(path)
         except ValueError as error:
             print(f"skipped: {error}", file=sys.stderr)
-    if paths:
+    if snapshots():
         raise ValueError(f"no snapshot in {out_dir} can be used: choose another --out_dir, or "
                          "start over with --init_from=scratch --overwrite")
     return None, None
 
 
-def check_same_run(path, snapshot, model_config, tokenizer, fingerprint):
+def check_same_run(path, snapshot, model_config, meta):
     """Raise ValueError if the snapshot is of another model, optimizer, tokenizer or text."""
     there = snapshot["model_config"] | {"optimizer": snapshot["settings"]["optimizer"]}
     here = asdict(model_config) | {"optimizer": optimizer}
     reasons = [f"{name}={there[name]} there, {here[name]} here" for name in here
                if name != "dropout" and there.get(name) != here[name]]
-    reasons += ["another tokenizer"] if snapshot["tokenizer"] != tokenizer else []
-    reasons += ["another training text"] if snapshot["data"] != fingerprint else []
+    if snapshot["tokenizer"] != meta["tokenizer"]:
+        reasons.append("another tokenizer")
+    if snapshot["data"] != meta["splits"]["train"]["fingerprint"]:
+        reasons.append("another training text")
     if reasons:
         raise ValueError(f"{path} is of another run ({', '.join(reasons)}): choose another "
                          "--out_dir, or start over with --init_from=scratch --overwrite")
-
-
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # as if there were one process
-
-
-def save_snapshot(path, model, optimizers, scaler, **rest):
-    """Write one file that alone is enough to go on or to generate text, however many processes
-    there are: the first one gathers what the others have and writes it."""
-    model_state, optimizer_state = get_state_dict(model, optimizers, options=FULL)
-    snapshot = {
-        "format_version": 1,
-        "model_state_dict": model_state,
-        "model_config": asdict(model.config),
-        "optimizer_state_dict": optimizer_state,
-        "scaler_state_dict": scaler.state_dict(),
-        "settings": {name: globals()[name] for name in config.read_settings(__file__)},
-        **rest,
-    }
-    if processes()[0] == 0:
-        with whole_file(path) as file:
-            torch.save(snapshot, file)
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def load_snapshot(snapshot, model, optimizers):
-    """Take weights and optimizer state from a snapshot, but today's settings of the optimizers."""
-    groups = [group for opt in optimizers for group in opt.param_groups]
-    today = [{key: group[key] for key in group if key != "params"} for group in groups]
-    set_state_dict(model, optimizers, model_state_dict=snapshot["model_state_dict"],
-                   optim_state_dict=snapshot["optimizer_state_dict"], options=FULL)
-    for group, settings in zip((group for opt in optimizers for group in opt.param_groups), today):
-        group.update(settings)
 
 
 def read_log(step):
@@ -411,16 +356,12 @@ def read_log(step):
 
 
 def write_log(rows):
-    if processes()[0]:
-        return
     with whole_file(Path(out_dir, "log.csv"), "w") as file:
         file.writelines(",".join(map(str, row)) + "\n" for row in [LOG_COLUMNS, *rows])
 
 
 def draw_loss(rows):
     """Draw loss.svg: the training loss of each line of the log, and the validation loss."""
-    if processes()[0]:
-        return
     curves = {name: [(int(row[0]), float(row[LOG_COLUMNS.index(name)])) for row in rows
                      if row[LOG_COLUMNS.index(name)]] for name in ("train_loss", "val_loss")}
     losses = [loss for curve in curves.values() for _, loss in curve]
@@ -466,23 +407,23 @@ def signals_noted():
 
 
 # ---- evaluation and samples ---------------------------------------------------------------------
-
 @torch.no_grad()
-def evaluate(model, tokens, vocab_size, device, autocast):
-    """Return the mean loss in nats per token over the blocks of eval_batches, without dropout."""
+def evaluate(model, tokens, split, vocab_size, device, autocast):
+    """Return (nats per token, perplexity, bits per byte) over eval_batches, without dropout."""
     model.eval()
     total = count = 0
     for rows in eval_batches(tokens, vocab_size):
         rows = rows.to(device)
-        targets = rows[:, 1:]
+        counted = (rows[:, 1:] != -1).sum().item()
         with autocast:
-            loss = model(rows[:, :-1].clamp(min=0), targets, return_logits=False)[1]
-        counted = (targets != -1).sum().item()
-        total += loss.item() * counted if counted else 0.0
+            loss = model(rows[:, :-1].clamp(min=0), rows[:, 1:], return_logits=False)[1].item()
+        total += loss * counted if counted else 0.0
         count += counted
     model.train()
     total, count = mean_over_processes([total, count], device)
-    return total / count
+    nats = total / count
+    bits = nats / math.log(2) * split["tokens"] / split["bytes"] if "bytes" in split else math.nan
+    return nats, math.exp(min(nats, 700)), bits
 
 
 @torch.no_grad()
@@ -502,7 +443,6 @@ def print_samples(model, encoding, tokens, device, count):
 
 
 # ---- the run ------------------------------------------------------------------------------------
-
 def main(arguments=None):
     globals().update(config.override(__file__, arguments))
     check_settings()
@@ -521,7 +461,6 @@ def main(arguments=None):
         config.usage(f"gradient_accumulation_steps={gradient_accumulation_steps} can't be divided "
                      f"among {n_processes} processes: make it a multiple")
     meta, data = load_data(data_dir)
-    fingerprint = meta["splits"]["train"]["fingerprint"]
     encoding = load_tokenizer(meta["tokenizer"]) if meta["tokenizer"] else None
 
     # What out_dir holds decides how the run begins.
@@ -549,7 +488,7 @@ def main(arguments=None):
         raise ValueError(f"{data_dir} has {meta['vocab_size']} kinds of tokens, {init_from} knows "
                          f"{model.config.vocab_size}: python prepare.py --tokenizer=gpt2")
     if snapshot:
-        check_same_run(path, snapshot, model.config, meta["tokenizer"], fingerprint)
+        check_same_run(path, snapshot, model.config, meta)
     model.activation_checkpointing = activation_checkpointing
     model.to(target_device)
     forward = distributed(model, target_device)
@@ -559,7 +498,9 @@ def main(arguments=None):
     if snapshot:
         step, loss = snapshot["step"], snapshot["loss"]
         best_val_loss = snapshot["best_val_loss"]
-        load_snapshot(snapshot, model, optimizers)
+        whole.set_state_dict(model, optimizers, options=WHOLE,
+                             model_state_dict=snapshot["model_state_dict"],
+                             optim_state_dict=snapshot["optimizer_state_dict"])
         scaler.load_state_dict(snapshot["scaler_state_dict"])
         print(f"going on from {path}")
     forward = torch.compile(forward) if compiled else forward
@@ -573,15 +514,23 @@ def main(arguments=None):
     print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {last} "
           f"iterations of {sequences * block_size:,}, {target_device.type}, {dtype}, {optimizer}")
 
-    def losses_on(split):  # -> (nats per token, perplexity, bits per byte)
-        nats = evaluate(forward, data[split], model.config.vocab_size, target_device, autocast)
-        size = meta["splits"][split]
-        bits = nats / math.log(2) * size["tokens"] / size["bytes"] if "bytes" in size else math.nan
-        return nats, math.exp(min(nats, 700)), bits
+    def losses_on(split):
+        return evaluate(forward, data[split], meta["splits"][split], model.config.vocab_size,
+                        target_device, autocast)
 
-    def save(name):
-        save_snapshot(Path(out_dir, name), model, optimizers, scaler, step=step, loss=loss,
-                      best_val_loss=best_val_loss, tokenizer=meta["tokenizer"], data=fingerprint)
+    def save(name):  # one file that alone is enough to go on or to generate text
+        model_state, optimizer_state = whole.get_state_dict(model, optimizers, options=WHOLE)
+        if rank == 0:
+            with whole_file(Path(out_dir, name)) as file:
+                torch.save({
+                    "format_version": 1, "step": step, "loss": loss, "best_val_loss": best_val_loss,
+                    "model_state_dict": model_state, "model_config": asdict(model.config),
+                    "optimizer_state_dict": optimizer_state,
+                    "scaler_state_dict": scaler.state_dict(), "tokenizer": meta["tokenizer"],
+                    "settings": {name: globals()[name] for name in config.read_settings(__file__)},
+                    "data": meta["splits"]["train"]["fingerprint"]}, file)
+        if n_processes > 1:
+            dist.barrier()
 
     def say(text, lasting=True):  # on a terminal, the next line replaces one that isn't lasting
         if sys.stdout.isatty():
@@ -603,7 +552,8 @@ def main(arguments=None):
         save("snapshots/snapshot_step_0.pt")
     first_step, rows = step, read_log(step)
     seconds_before = float(rows[-1][3]) if rows else 0.0
-    write_log(rows)
+    if rank == 0:
+        write_log(rows)
     stop = 0  # above 0 when a process was told to stop
     unseen = []  # loss + gradient norm of the iterations since they were last looked at
     shown, shown_step = time.time(), step
@@ -629,8 +579,8 @@ def main(arguments=None):
                     finished |= target_split == "val" and val_loss <= target_loss
                 say(line)
                 rows.append(row + [""] * (len(LOG_COLUMNS) - len(row)))
-                write_log(rows)
-                if eval_due:
+                if rank == 0:
+                    write_log(rows)
                     draw_loss(rows)
                 if eval_due and encoding and sample_interval and step % sample_interval == 0:
                     print_samples(model, encoding, data["val"], target_device, 1)
@@ -647,8 +597,10 @@ def main(arguments=None):
             # One iteration: forward and backward in micro-batches, then the update.
             if dropout:
                 torch.manual_seed(hashed(seed, step, rank) >> 1)
-            for group in (group for opt in optimizers for group in opt.param_groups):
-                group["lr"] = group["initial_lr"] * lr_factor(step, last)
+            for opt in optimizers:
+                highest = muon_learning_rate if isinstance(opt, Muon) else learning_rate
+                for group in opt.param_groups:
+                    group["lr"] = highest * lr_factor(step, last)
             total = 0.0
             for micro_step in range(rank, gradient_accumulation_steps, n_processes):
                 first = step * sequences + micro_step * batch_size
@@ -670,7 +622,7 @@ def main(arguments=None):
             for opt in optimizers:
                 scaler.unscale_(opt)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-            if isinstance(norm, dist.tensor.DTensor):
+            if hasattr(norm, "full_tensor"):
                 norm = norm.full_tensor()
             unseen.append(total + norm)
             # A GPU runs ahead of this script, and reading a number of it waits for it: only when
@@ -705,7 +657,7 @@ def main(arguments=None):
         print_samples(model, encoding, data["val"], target_device, num_return_sequences)
     if len(data["test"]) > 1:
         best = Path(out_dir, "best.pt" if best_val_loss < math.inf else "final_model.pt")
-        set_model_state_dict(model, read_snapshot(best)["model_state_dict"], options=FULL)
+        whole.set_model_state_dict(model, read_snapshot(best)["model_state_dict"], options=WHOLE)
         print("test with {}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format(
             best, *losses_on("test")))
     return 0

@@ -6,8 +6,7 @@ A script's settings are the plain assignments at its top, one a line, each with 
 
 The command line changes them from left to right, by config files and by --key=value:
 
-    python train.py config/shakespeare.py --max_iters=500 --optimizer=adamw --compile
-"""
+    python train.py config/shakespeare.py --max_iters=500 --optimizer=adamw --compile"""
 
 import ast
 import difflib
@@ -80,8 +79,7 @@ def run_config(path, settings, described):
 def override(script, arguments):
     """Return the script's settings {name: value} after its command-line arguments.
 
-    An unknown name, a wrong type or a broken config file ends with exit code 2 and one line.
-    """
+    An unknown name, a wrong type or a broken config file ends with exit code 2 and one line."""
     described = read_settings(script)
     settings = {name: default for name, (default, _) in described.items()}
     for argument in arguments:
@@ -117,16 +115,15 @@ def run(main, arguments=None):
     except BrokenPipeError:  # the reader of our output has seen enough: python sample.py | head
         sys.stdout = None
         return 0
-    except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except ValueError as error:
-        message = str(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (OSError, ValueError) as error:
+        name = getattr(error, "filename", None)
+        message = f"{name}: {error.strerror}" if name else str(error)
     except (RuntimeError, MemoryError) as error:
         if not re.search("out of memory|can't allocate memory|^$", str(error)):
             raise
         message = "out of memory: lower batch_size, block_size or the size of the model"
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     print(f"error: {message}", file=sys.stderr)
     return 1

@@ -31,12 +31,12 @@ PROMPT, NEW, ROUNDS = 32, 128, 3  # tokens, tokens, rounds
 DEVICE, AUTO_DTYPE, _ = choose_device()
 
 
-def seconds(action):
-    """Return how long action() takes."""
+def seconds(action, *arguments):
+    """Return how long action(*arguments) takes."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    action()
+    action(*arguments)
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
@@ -58,7 +58,7 @@ def tokens_per_second(generators, batch_size, vocab_size, new=NEW):
         generate(ids, 8)  # warm-up
     for _ in range(ROUNDS):
         for i, generate in enumerate(generators):
-            speed = batch_size * new / seconds(lambda: generate(ids, new))
+            speed = batch_size * new / seconds(generate, ids, new)
             best[i] = max(best[i], speed)
     return best
 
@@ -117,13 +117,15 @@ def bench_command():
         return
     commands = ([sys.executable, "-c", "import torch"],
                 [sys.executable, "sample.py", "--max_new_tokens=200"])
-    best = [min(seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
-                for _ in range(ROUNDS)) for command in commands]
+
+    def run(command):
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+    best = [min(seconds(run, command) for _ in range(ROUNDS)) for command in commands]
     print(f"\npython sample.py --max_new_tokens=200: {best[1]:.2f} s in all; importing torch is "
           f"{best[0]:.2f} s of it")
 
 
-@torch.inference_mode()
 def main():
     torch.manual_seed(0)
     speed = bandwidth()

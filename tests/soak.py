@@ -11,9 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from test_interruptions import LONG, PLACES, kill_again_and_again, results, run  # noqa: E402
+
 import config  # noqa: E402
 import prepare  # noqa: E402
-from test_interruptions import LONG, PLACES, kill_again_and_again, results, run  # noqa: E402
 
 
 def main():

@@ -37,9 +37,9 @@ BASE = {
 # ---- what is tried ------------------------------------------------------------------------------
 
 TEXTS = ["", "None", "nan", "inf", "1e999", "-1e999", "[]", "{}", "(1, 2)", "lambda: 0", "'", '"""',
-         "((((", "(" * 300, "\\", "a b", "ünïcödé", "日本", "🙂\u200d", "\udcff", "True", "False",
-         "0x10", "1_000", "1e3", "2.5", "1j", "-", "--", "=", "b'x'", "...", "9" * 400, "9" * 5000,
-         "/dev/null", "/dev/null/x", "x" * 300, "%s%n", "{out_dir}", "\n", "\x1b[31m"]
+         "((((", "(" * 300, "\\", "a b", "ünïcödé", "日本", "🙂\u200d", "\udcff", "True",
+         "False", "0x10", "1_000", "1e3", "2.5", "1j", "-", "--", "=", "b'x'", "...", "9" * 400,
+         "9" * 5000, "/dev/null", "/dev/null/x", "x" * 300, "%s%n", "{out_dir}", "\n", "\x1b[31m"]
 INTEGERS = [-10**30, -2**63, -2**31, -1, 0, 1, 2, 3, 5, 7, 2**31, 2**63, 2**64, 10**18, 10**30]
 FLOATS = [-1e308, -1.0, -1e-320, -0.0, 1e-320, 1e-45, 1e-9, 0.1, 0.5, 1.0, 1.5, 1e9, 1e38, 1e308]
 DEVICES = ["auto", "cpu:0", "cpu:99", "cuda:77", "mps:1", "meta", "hpu", "xla", "mkldnn", "0", "cp"]
@@ -85,18 +85,19 @@ CONFIG_LINES = [
     "from pathlib import Path", "min_lr = learning_rate / 10", "del max_iters", "max_iters = 1e0",
     "if device == 'cpu':\n    batch_size = 1", "import os.path as join, json", "compile = False",
     "max_iters =", "  n_layer = 1", "1 / 0", "undefined", "import a_module_that_is_not_there",
-    "raise ValueError('no')", "raise ValueError('of two\\nlines')", "raise KeyError", "assert False",
-    "max_iter = 3", "max_iters = 'three'", "max_iters = None", "learning_rate = [1]", "x = 5",
-    "batch_size = 2.5", "for i in range(3):\n    pass", "def f():\n    return f()\nf()", "\0",
-    "é = 1", "exec('(' * 500)", "open('nothing')", "learning_rate = float('nan')", "'\\d'",
-    "learning_rate = 10 ** 400", "n_embd = 10 ** 400", "n_embd = -10 ** 5000", "out_dir = b'bytes'",
+    "raise ValueError('no')", "raise ValueError('of two\\nlines')", "raise KeyError",
+    "assert False", "max_iter = 3", "max_iters = 'three'", "max_iters = None", "x = 5",
+    "learning_rate = [1]", "batch_size = 2.5", "for i in range(3):\n    pass", "\0", "é = 1",
+    "def f():\n    return f()\nf()", "exec('(' * 500)", "open('nothing')", "'\\d'",
+    "learning_rate = float('nan')", "learning_rate = 10 ** 400", "n_embd = 10 ** 400",
+    "n_embd = -10 ** 5000", "out_dir = b'bytes'",
     "from math import *", "import numpy\nlearning_rate = numpy.zeros((3, 3))", "return", "yield",
     "import numpy\nlearning_rate = numpy.float64(3)", "globals().clear()", "settings = vars()",
     "lambda_ = lambda: 0", "optimizer = 'sgd'", "n_head = True", "overwrite = 1", "\ufeff",
     "raise Exception('\\udcff')", "async def f(): pass", "learning_rate: float = 0.1", "size = 'x'",
 ]
-JUNK = [None, True, -1, 0, 7, 2.5, "", "x", "uint8", "float32", "object", "S3", "é日", [], [1], ["a"],
-        {}, {"a": 1}, float("nan"), float("inf"), 2**70, "uint16,uint16"]
+JUNK = [None, True, -1, 0, 7, 2.5, "", "x", "uint8", "float32", "object", "S3", "é日", [], [1],
+        ["a"], {}, {"a": 1}, float("nan"), float("inf"), 2**70, "uint16,uint16"]
 
 
 def damage(value, dice):
@@ -122,7 +123,8 @@ def random_bytes(dice):
         dice.randbytes(size), b"\0" * size, b"\n" * size, b" " * size, b"a" * size, b"\r\n" * size,
         "".join(chr(dice.choice([dice.randrange(128), dice.randrange(0xD800), 0x1F642]))
                 for _ in range(size)).encode(),
-        b"<|endoftext|>" * size, b"\xff\xfe" + b"a\0" * size, b"\xed\xa0\x80", b"ab " * size + b"\xe2",
+        b"<|endoftext|>" * size, b"\xff\xfe" + b"a\0" * size, b"\xed\xa0\x80",
+        b"ab " * size + b"\xe2",
     ])
 
 
@@ -178,8 +180,9 @@ def trial(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdin", io.StringIO("/temperature 1e-320\n/top_p x\n/\nA prompt\n"))
     Path("file").write_text("a file")
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), limits[1]))
+    if sys.platform == "linux":
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), limits[1]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield Trial()
@@ -305,7 +308,7 @@ def test_random_texts_end_in_success_or_one_line(trial):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_from_the_command_line_it_is_one_line_too(script, tmp_path):
-    process = subprocess.run([sys.executable, ROOT / f"{script}.py", b"--seed=\xff", "--out_dir=out"],
-                             cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, ROOT / f"{script}.py", b"--seed=\xff", "--out_dir=out"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 2 and process.stdout == "" and not list(tmp_path.iterdir())
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1, process.stderr

@@ -18,6 +18,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,8 +51,9 @@ LONG = [*TINY, "--max_iters=150"]
 
 # ---- running, interrupting, comparing -----------------------------------------------------------
 
-def child(main, arguments, output, strikes):
+def child(main, arguments, output, strikes, environment):
     """In a forked process: run a script's main, its output going to a file, struck on the way."""
+    os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -100,8 +102,8 @@ def arm(strikes):
     Path.unlink = watched(Path.unlink, before="unlink")
 
 
-def start(arguments, output, strikes=(), main=train.main):
-    process = FORKS.Process(target=child, args=(main, arguments, str(output), strikes))
+def start(arguments, output, strikes=(), main=train.main, **environment):
+    process = FORKS.Process(target=child, args=(main, arguments, str(output), strikes, environment))
     process.start()
     return process
 
@@ -112,6 +114,21 @@ def run(arguments, folder, strikes=(), main=train.main):
     process = start([*arguments, f"--out_dir={folder}"], output, strikes, main)
     process.join()
     return process.exitcode, output.read_text(encoding="utf-8")
+
+
+def run_two(arguments, folder, strikes=()):
+    """Run train.py in two processes, as torchrun starts them, the second of which is struck; return
+    the set of their exit codes and the output of the first."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    outputs = [Path(f"{folder}.output{rank}") for rank in range(2)]
+    processes = [start([*arguments, f"--out_dir={folder}"], outputs[rank], strikes if rank else (),
+                       RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+                       MASTER_ADDR="localhost", MASTER_PORT=str(port)) for rank in range(2)]
+    for process in processes:
+        process.join()
+    return {process.exitcode for process in processes}, outputs[0].read_text(encoding="utf-8")
 
 
 def frozen(value):
@@ -143,6 +160,12 @@ def results(folder):
         elif path.is_file():
             found[name] = path.read_bytes()
     return found
+
+
+def steps_of_adamw(folder):
+    """Return how many steps AdamW has counted at the end of a run, over its parameters."""
+    states = read_snapshot(folder / "final_model.pt")["optimizer_state_dict"]["state"].values()
+    return {int(state["step"]) for state in states if "step" in state}
 
 
 def snapshot_files(folder):
@@ -217,6 +240,17 @@ def test_a_run_killed_twelve_times_ends_with_the_same_bits(optimizer, data, unin
     assert results(tmp_path / "out") == results(uninterrupted(arguments))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_killed_or_not_the_optimizer_has_taken_a_step_in_each_iteration(optimizer, data,
+                                                                       uninterrupted, tmp_path):
+    arguments = [*SHORT, f"--optimizer={optimizer}"]
+    assert steps_of_adamw(uninterrupted(arguments)) == {12}
+    for strike in (("batch", 1, KILL), ("batch", 9, KILL)):
+        assert run([*arguments, data], tmp_path / "out", [strike])[0] == -signal.SIGKILL
+    assert run([*arguments, data], tmp_path / "out")[0] == 0
+    assert steps_of_adamw(tmp_path / "out") == {12}
+
+
 # ---- 2. SIGTERM and Ctrl-C ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -262,6 +296,16 @@ def test_a_kill_while_sigterm_writes_its_snapshot_leaves_nothing_behind(data, un
     assert run([*SHORT, data], tmp_path / "out", strikes)[0] == -signal.SIGKILL
     assert run([*SHORT, data], tmp_path / "out")[0] == 0
     assert results(tmp_path / "out") == results(uninterrupted(SHORT))
+
+
+def test_two_processes_of_which_one_is_told_to_stop_stop_at_the_same_iteration(data, tmp_path):
+    codes, output = run_two([*SHORT, data], tmp_path / "uninterrupted")
+    assert codes == {0}, output
+    codes, output = run_two([*SHORT, data], tmp_path / "out", [("batch", 5, SIGTERM)])
+    assert codes == {143} and "stopped after iteration 5:" in output, output
+    codes, output = run_two([*SHORT, data], tmp_path / "out")
+    assert codes == {0} and "snapshot_step_5.pt" in output, output
+    assert results(tmp_path / "out") == results(tmp_path / "uninterrupted")
 
 
 # ---- 3. broken snapshots ------------------------------------------------------------------------
@@ -431,7 +475,7 @@ def test_a_full_disk_stops_the_run_and_every_earlier_snapshot_is_valid(size, dat
     code, output = run([*SHORT, data], out, [("batch", 15, full)])  # in the iteration after 7
     assert code == 1, output
     assert re.search(rf"{out}/\S+: File too large", one_line_of(output)), output
-    assert [path.stem for path in snapshot_files(out)][-2:] == ["snapshot_step_3", "snapshot_step_6"]
+    assert snapshot_files(out)[-1].stem == "snapshot_step_6"
     assert results(out) and not list(out.rglob("*.tmp"))
     assert run([*SHORT, data], out)[0] == 0  # there is space again
     assert results(out) == results(uninterrupted(SHORT))
@@ -523,14 +567,13 @@ def test_steps_that_the_float16_scaler_skips_are_counted_and_shown(data, tmp_pat
                                                                    capsys):
     scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0 ** 34)  # too large for a while
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
-    arguments = [*TINY, data, f"--out_dir={tmp_path}", "--dtype=float16", "--max_iters=40"]
+    arguments = [*TINY, data, f"--out_dir={tmp_path}", "--dtype=float16", "--max_iters=40",
+                 "--eval_interval=40", "--snapshot_interval=40"]
     assert config.run(train.main, arguments) == 0
     output = capsys.readouterr().out
     counts = [int(count) for count in re.findall(r"(\d+) steps? skipped", output)]
     assert counts == sorted(counts) and 5 < counts[-1] < 35, output
-    snapshot = read_snapshot(tmp_path / "final_model.pt")
-    taken = {int(state["step"]) for state in snapshot["optimizer_state_dict"][1]["state"].values()}
-    assert taken == {40 - counts[-1]}
+    assert steps_of_adamw(tmp_path) == {40 - counts[-1]}
 
 
 def test_a_run_begun_in_float32_goes_on_in_float16_and_the_other_way_round(data, tmp_path):

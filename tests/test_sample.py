@@ -1,4 +1,4 @@
-"""sample.py as people use it: what it prints, what it refuses, and that Ctrl-C stops only a text."""
+"""sample.py as people use it: what it prints, what it refuses, and what Ctrl-C stops."""
 
 import ast
 import contextlib
@@ -33,7 +33,7 @@ def run_dir(tmp_path_factory):
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     succeed("prepare", f"--input={folder / 'text.txt'}", "--vocab_size=300", f"--out_dir={folder}")
     succeed("train", f"--data_dir={folder}", f"--out_dir={folder / 'out'}", "--n_layer=2",
-            "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=8", "--max_iters=20",
+            "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=8", "--max_iters=35",
             "--warmup_iters=2", "--num_return_sequences=0", "--device=cpu")
     return folder / "out"
 
@@ -274,8 +274,8 @@ def test_interactive_continues_each_line_until_the_input_ends(sampled, model, en
 
 def test_interactive_commands_change_settings_for_the_texts_that_follow(sampled, model, encoding):
     code, out, err = sampled("--interactive", stdin=(
-        b"To be\n/temperature 0.5\nTo be\n/top_k 2\n/seed 5\nTo be\n/num_samples 2\n/temperature 0\n"
-        b"To be\n"))
+        b"To be\n/temperature 0.5\nTo be\n/top_k 2\n/seed 5\nTo be\n"
+        b"/num_samples 2\n/temperature 0\nTo be\n"))
     assert code == 0, err
     first, = continuations(model, encoding, "To be")
     second, = continuations(model, encoding, "To be", temperature=0.5)
