@@ -160,17 +160,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     backward has nothing left to do but multiply."""
 
     @staticmethod
-    def forward(ctx, x, weight, targets):  # (N, C), (V, C), (N,) -> ()
+    def forward(ctx, x, weight, targets, backward_follows):  # (N, C), (V, C), (N,) -> ()
         total = x.new_zeros(())
         grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
         count = (targets != -1).sum()
-        rows = max(1, (1 << 19) // len(weight))
-        for part, grad, y in zip(x.split(rows), grad_x.split(rows), targets.split(rows)):
+        for part, grad, y in zip(x.split(256), grad_x.split(256), targets.split(256)):
             counts = (y != -1)[:, None]
-            log_probs = F.log_softmax(part @ weight.T, dim=-1)  # (rows, V)
+            log_probs = F.log_softmax(part @ weight.T, dim=-1)  # (256, V)
             y = y.clamp(min=0)[:, None]
             total -= (log_probs.gather(1, y) * counts).sum() / count
-            if any(ctx.needs_input_grad):
+            if backward_follows:
                 grad_logits = log_probs.exp_()
                 grad_logits.scatter_add_(1, y, grad_logits.new_full(y.shape, -1.0))
                 grad_logits *= counts / count
@@ -182,7 +181,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x.mul_(grad_output), grad_weight.mul_(grad_output), None
+        return grad_x.mul_(grad_output), grad_weight.mul_(grad_output), None, None
 
 
 class GPT(nn.Module):
@@ -242,7 +241,7 @@ class GPT(nn.Module):
     def loss(self, x, targets):  # (N, C), (N,) -> mean cross-entropy over the targets that count
         weight = self.lm_head.weight
         if not x.is_cuda:
-            return ChunkedCrossEntropy.apply(x.float(), weight, targets)
+            return ChunkedCrossEntropy.apply(x.float(), weight, targets, torch.is_grad_enabled())
         # Tensor cores want multiples of 128; the logits of the padding are cut off at once.
         logits = F.linear(x, F.pad(weight, (0, 0, 0, -len(weight) % 128)))[:, :len(weight)]
         return F.cross_entropy(logits, targets, ignore_index=-1)

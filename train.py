@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -123,14 +122,13 @@ def mean_over_processes(numbers, device):
     return (together / dist.get_world_size()).tolist()
 
 
-def distributed(model, device):
+def distributed(model):
     """Return the model to call in training: a wrapper of DDP, or the model itself, its weights
     shared out by FSDP2 (Zhao et al. 2023, "PyTorch FSDP")."""
     if not dist.is_initialized():
         return model
     if parallel == "ddp":
-        ids = [device.index] if device.type == "cuda" else None
-        return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        return torch.nn.parallel.DistributedDataParallel(model)
     for block in model.transformer.h:
         dist.fsdp.fully_shard(block)
     return dist.fsdp.fully_shard(model)
@@ -331,16 +329,16 @@ def newest_snapshot():
     return None, None
 
 
-def check_same_run(path, snapshot, model_config, meta):
+def check_same_run(path, snapshot, model, meta):
     """Raise ValueError if the snapshot is of another model, optimizer, tokenizer or text."""
-    there = snapshot["model_config"] | {"optimizer": snapshot["settings"]["optimizer"]}
-    here = asdict(model_config) | {"optimizer": optimizer}
-    reasons = [f"{name}={there[name]} there, {here[name]} here" for name in here
-               if name != "dropout" and there.get(name) != here[name]]
-    if snapshot["tokenizer"] != meta["tokenizer"]:
-        reasons.append("another tokenizer")
-    if snapshot["data"] != meta["splits"]["train"]["fingerprint"]:
-        reasons.append("another training text")
+    there = snapshot["model_config"] | {
+        "optimizer": snapshot["settings"]["optimizer"], "data": snapshot["data"],
+        "tokenizer": hashed(snapshot["tokenizer"]), "dropout": dropout}
+    here = asdict(model.config) | {
+        "optimizer": optimizer, "data": meta["splits"]["train"]["fingerprint"],
+        "tokenizer": hashed(meta["tokenizer"]), "dropout": dropout}
+    reasons = [f"{name}={there.get(name)}, not {here[name]}" for name in here
+               if there.get(name) != here[name]]
     if reasons:
         raise ValueError(f"{path} is of another run ({', '.join(reasons)}): choose another "
                          "--out_dir, or start over with --init_from=scratch --overwrite")
@@ -387,23 +385,6 @@ def draw_loss(rows):
                '<text x="60" y="25">loss (nats per token)</text></svg>')
     with whole_file(Path(out_dir, "loss.svg"), "w") as file:
         file.write("\n".join(svg))
-
-
-@contextmanager
-def signals_noted():
-    """Note Ctrl-C and SIGTERM in the list that is yielded; a second Ctrl-C ends at once."""
-    noted = []
-
-    def note(number, frame):
-        noted.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = [(number, signal.signal(number, note)) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        yield noted
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 # ---- evaluation and samples ---------------------------------------------------------------------
@@ -488,10 +469,10 @@ def main(arguments=None):
         raise ValueError(f"{data_dir} has {meta['vocab_size']} kinds of tokens, {init_from} knows "
                          f"{model.config.vocab_size}: python prepare.py --tokenizer=gpt2")
     if snapshot:
-        check_same_run(path, snapshot, model.config, meta)
+        check_same_run(path, snapshot, model, meta)
     model.activation_checkpointing = activation_checkpointing
     model.to(target_device)
-    forward = distributed(model, target_device)
+    forward = distributed(model)
     optimizers = make_optimizers(model, target_device)
     scaler = torch.amp.GradScaler(target_device.type, enabled=matrix_dtype == torch.float16)
     step, loss, best_val_loss = 0, math.nan, math.inf
@@ -555,102 +536,108 @@ def main(arguments=None):
     if rank == 0:
         write_log(rows)
     stop = 0  # above 0 when a process was told to stop
+    skipped = 0
     unseen = []  # loss + gradient norm of the iterations since they were last looked at
     shown, shown_step = time.time(), step
     model.train()
+    signals = []  # Ctrl-C and SIGTERM are noted, and heeded after the iteration
 
-    with signals_noted() as signals:
-        while True:
-            # Before an iteration, what is due after the one before: log, evaluation, snapshot.
-            finished = step >= last or reached
-            eval_due = len(data["val"]) > 1 and (finished or step % eval_interval == 0)
-            if step and (eval_due or finished or step % log_interval == 0):
-                row = [step, f"{step * sequences / n_blocks:.4f}", step * sequences * block_size,
-                       f"{seconds_before + time.time() - started:.2f}",
-                       f"{learning_rate * lr_factor(step - 1, last):.6g}", f"{loss:.6f}"]
-                line = f"iteration {step}/{last}: {row[3]} s, loss {loss:.4f}"
-                if eval_due:
-                    val_loss, perplexity, bits = losses_on("val")
-                    row += [f"{val_loss:.6f}", f"{perplexity:.4f}", f"{bits:.6f}"]
-                    line += f", val loss {val_loss:.4f}, {bits:.4f} bits per byte"
-                    if val_loss < best_val_loss:
-                        best_val_loss = val_loss
-                        save("best.pt")
-                    finished |= target_split == "val" and val_loss <= target_loss
-                say(line)
-                rows.append(row + [""] * (len(LOG_COLUMNS) - len(row)))
-                if rank == 0:
-                    write_log(rows)
-                    draw_loss(rows)
-                if eval_due and encoding and sample_interval and step % sample_interval == 0:
-                    print_samples(model, encoding, data["val"], target_device, 1)
-            if stop or finished or (step != first_step and step % snapshot_interval == 0):
-                save(f"snapshots/snapshot_step_{step}.pt")
-                for file in [] if rank else snapshots()[keep_snapshots:]:
-                    file.unlink()
-            if finished:
-                break
-            if stop:
-                say(f"stopped after iteration {step}: the same command goes on from here")
-                return 128 + max(signals, default=signal.SIGTERM)
+    def note(number, frame):
+        signals.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
 
-            # One iteration: forward and backward in micro-batches, then the update.
-            if dropout:
-                torch.manual_seed(hashed(seed, step, rank) >> 1)
-            for opt in optimizers:
-                highest = muon_learning_rate if isinstance(opt, Muon) else learning_rate
-                for group in opt.param_groups:
-                    group["lr"] = highest * lr_factor(step, last)
-            total = 0.0
-            for micro_step in range(rank, gradient_accumulation_steps, n_processes):
-                first = step * sequences + micro_step * batch_size
-                ids = get_batch(data["train"], first, model.config.vocab_size)
-                if target_device.type == "cuda":
-                    ids = ids.pin_memory()  # the copy needn't be waited for
-                ids = ids.to(target_device, non_blocking=True)
-                if n_processes > 1:  # gradients are averaged once, after the last micro-batch
-                    sync = micro_step + n_processes >= gradient_accumulation_steps
-                    if parallel == "fsdp":
-                        model.set_requires_gradient_sync(sync)
-                    else:
-                        forward.require_backward_grad_sync = sync
-                with autocast:
-                    micro_loss = forward(ids[:, :-1], ids[:, 1:], return_logits=False)[1]
-                micro_loss = micro_loss * (n_processes / gradient_accumulation_steps)
-                scaler.scale(micro_loss).backward()
-                total += micro_loss.detach()
-            for opt in optimizers:
-                scaler.unscale_(opt)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-            if hasattr(norm, "full_tensor"):
-                norm = norm.full_tensor()
-            unseen.append(total + norm)
-            # A GPU runs ahead of this script, and reading a number of it waits for it: only when
-            # the number is needed before the next iteration.
-            due = (log_interval, eval_interval, snapshot_interval, last)
-            if (target_device.type != "cuda" or target_loss or (signals and n_processes == 1)
-                    or any((step + 1) % interval == 0 for interval in due)):
-                loss, stop = mean_over_processes([total.item(), sum(signals)], target_device)
-                bad = [not math.isfinite(x) for x in torch.stack(unseen).tolist()]
-                if any(bad) and not scaler.is_enabled() or not math.isfinite(loss):
-                    raise ValueError(
-                        f"iteration {step - len(bad) + 1 + bad.index(True)}: loss {loss}, or its "
-                        "gradient, is not a number any more: lower learning_rate or "
-                        "muon_learning_rate, or raise warmup_iters; the last snapshot is kept")
-                unseen.clear()
-            for opt in optimizers:
-                scaler.step(opt)
-                opt.zero_grad(set_to_none=True)
-            scaler.update()
-            step += 1
-            reached = target_split == "train" and loss <= target_loss
-            if time.time() - shown > 0.2:
-                speed = (step - shown_step) * sequences * block_size / (time.time() - shown)
-                say(f"{step}/{last} | epoch {step * sequences / n_blocks:.2f} | loss {loss:.4f} | "
-                    f"{speed:,.0f} tokens/s | {speed * model.flops_per_token() / 1e9:,.0f} GFLOP/s"
-                    f" | {(last - step) * sequences * block_size / speed:.0f} s left",
-                    lasting=False)
-                shown, shown_step = time.time(), step
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+    while True:
+        # Before an iteration, what is due after the one before: log, evaluation, snapshot.
+        finished = step >= last or reached
+        eval_due = len(data["val"]) > 1 and (finished or step % eval_interval == 0)
+        if step and (eval_due or finished or step % log_interval == 0):
+            row = [step, f"{step * sequences / n_blocks:.4f}", step * sequences * block_size,
+                   f"{seconds_before + time.time() - started:.2f}",
+                   f"{learning_rate * lr_factor(step - 1, last):.6g}", f"{loss:.6f}"]
+            line = f"iteration {step}/{last}: {row[3]} s, loss {loss:.4f}"
+            line += f", {skipped} steps skipped" if skipped else ""
+            if eval_due:
+                val_loss, perplexity, bits = losses_on("val")
+                row += [f"{val_loss:.6f}", f"{perplexity:.4f}", f"{bits:.6f}"]
+                line += f", val loss {val_loss:.4f}, {bits:.4f} bits per byte"
+                if val_loss < best_val_loss:
+                    best_val_loss = val_loss
+                    save("best.pt")
+                finished |= target_split == "val" and val_loss <= target_loss
+            say(line)
+            rows.append(row + [""] * (len(LOG_COLUMNS) - len(row)))
+            if rank == 0:
+                write_log(rows)
+                draw_loss(rows)
+            if eval_due and encoding and sample_interval and step % sample_interval == 0:
+                print_samples(model, encoding, data["val"], target_device, 1)
+        if stop or finished or (step != first_step and step % snapshot_interval == 0):
+            save(f"snapshots/snapshot_step_{step}.pt")
+            for file in [] if rank else snapshots()[keep_snapshots:]:
+                file.unlink()
+        if finished:
+            break
+        if stop:
+            say(f"stopped after iteration {step}: the same command goes on from here")
+            return 128 + max(signals, default=signal.SIGTERM)
+
+        # One iteration: forward and backward in micro-batches, then the update.
+        if dropout:
+            torch.manual_seed(hashed(seed, step, rank) >> 1)
+        for opt in optimizers:
+            highest = muon_learning_rate if isinstance(opt, Muon) else learning_rate
+            for group in opt.param_groups:
+                group["lr"] = highest * lr_factor(step, last)
+        total = 0.0
+        for micro_step in range(rank, gradient_accumulation_steps, n_processes):
+            first = step * sequences + micro_step * batch_size
+            ids = get_batch(data["train"], first, model.config.vocab_size)
+            if target_device.type == "cuda":
+                ids = ids.pin_memory()  # the copy needn't be waited for
+            ids = ids.to(target_device, non_blocking=True)
+            if n_processes > 1:  # gradients are averaged once, after the last micro-batch
+                sync = micro_step + n_processes >= gradient_accumulation_steps
+                if parallel == "fsdp":
+                    model.set_requires_gradient_sync(sync)
+                else:
+                    forward.require_backward_grad_sync = sync
+            with autocast:
+                micro_loss = forward(ids[:, :-1], ids[:, 1:], return_logits=False)[1]
+            micro_loss = micro_loss * (n_processes / gradient_accumulation_steps)
+            scaler.scale(micro_loss).backward()
+            total += micro_loss.detach()
+        for opt in optimizers:
+            scaler.unscale_(opt)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+        if hasattr(norm, "full_tensor"):
+            norm = norm.full_tensor()
+        unseen.append(total + norm)
+        # A GPU runs ahead of this script, and to read a number is to wait for it: only when due.
+        due = (log_interval, eval_interval, snapshot_interval, last)
+        if (target_device.type != "cuda" or target_loss or (signals and n_processes == 1)
+                or any((step + 1) % interval == 0 for interval in due)):
+            loss, stop = mean_over_processes([total.item(), sum(signals)], target_device)
+            bad = [i for i, x in enumerate(torch.stack(unseen).tolist()) if not math.isfinite(x)]
+            if bad and not scaler.is_enabled() or not math.isfinite(loss):
+                raise ValueError(f"iteration {step - len(unseen) + 1 + bad[0]}: the loss ({loss}) or "
+                                 "its gradient is not a number any more: lower learning_rate or "
+                                 "muon_learning_rate; the last snapshot is kept")
+            skipped += len(bad)  # float16: the scaler skips a step that overflows, and goes lower
+            unseen.clear()
+        for opt in optimizers:
+            scaler.step(opt)
+            opt.zero_grad(set_to_none=True)
+        scaler.update()
+        step += 1
+        reached = target_split == "train" and loss <= target_loss
+        if time.time() - shown > 0.2:
+            speed = (step - shown_step) * sequences * block_size / (time.time() - shown)
+            say(f"{step}/{last} | epoch {step * sequences / n_blocks:.2f} | loss {loss:.4f} | "
+                f"{speed:,.0f} tokens/s | {speed * model.flops_per_token() / 1e9:,.0f} GFLOP/s | "
+                f"{(last - step) * sequences * block_size / speed:.0f} s left", lasting=False)
+            shown, shown_step = time.time(), step
 
     save("final_model.pt")
     if encoding and num_return_sequences:

@@ -46,7 +46,9 @@ TINY = ("--n_layer=2 --n_embd=32 --n_head=2 --block_size=16 --batch_size=4 --dev
         "--dropout=0.1 --gradient_accumulation_steps=2 --warmup_iters=2 --num_return_sequences=0 "
         "--log_interval=2 --eval_interval=6 --eval_iters=2 --snapshot_interval=3").split()
 SHORT = [*TINY, "--max_iters=12", "--keep_snapshots=3"]  # leaves the snapshots of 6, 9 and 12
-LONG = [*TINY, "--max_iters=150"]
+# So restless that the lowest validation loss is not the last.
+LONG = [*TINY, "--max_iters=150", "--lr_schedule=constant", "--learning_rate=0.1",
+        "--muon_learning_rate=0.2"]
 
 
 # ---- running, interrupting, comparing -----------------------------------------------------------
@@ -238,6 +240,15 @@ def test_a_run_killed_twelve_times_ends_with_the_same_bits(optimizer, data, unin
     arguments = [*LONG, f"--optimizer={optimizer}"]
     kill_again_and_again([*arguments, data], tmp_path / "out", random.Random(optimizer))
     assert results(tmp_path / "out") == results(uninterrupted(arguments))
+
+
+def test_a_run_killed_after_its_best_evaluation_still_knows_which_it_was(data, uninterrupted,
+                                                                        tmp_path):
+    arguments = [*LONG, "--optimizer=muon"]
+    assert run([*arguments, data], tmp_path / "out", [("batch", 282, KILL)])[0] == -signal.SIGKILL
+    assert run([*arguments, data], tmp_path / "out")[0] == 0
+    assert results(tmp_path / "out") == results(uninterrupted(arguments))
+    assert read_snapshot(tmp_path / "out" / "best.pt")["step"] < 138  # or this proves nothing
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
