@@ -100,10 +100,9 @@ class Block(nn.Module):
         B, T, C = x.shape
         # (B, T, 3C) -> queries, keys and values of (B, n_head, T, head_dim)
         qkv = self.attn["c_attn"](self.ln_1(x)).view(B, T, 3, self.n_head, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k, v = qkv = qkv.permute(2, 0, 3, 1, 4)
         if past is not None:  # (2, B, n_head, block_size, head_dim): keys and values so far
-            past[0, :, :, position:position + T] = k
-            past[1, :, :, position:position + T] = v
+            past[:, :, :, position:position + T] = qkv[1:]
             k, v = past[:, :, :, :position + T]
         # Each query takes the mean of the values up to its position, weighted by how well it fits
         # their keys. (GPT-2 also dropped weights in training: no fast kernel on a CPU can do that.)
@@ -131,7 +130,7 @@ class Cache:
         self.length = 0  # positions filled
 
 
-def choose_token(logits, temperature, top_k, top_p, generator):
+def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
     """Draw the next token: logits (B, vocab_size) -> ids (B, 1).
 
     temperature 0 takes the likeliest; top_k keeps the k likeliest; top_p the fewest that together
@@ -139,16 +138,15 @@ def choose_token(logits, temperature, top_k, top_p, generator):
     """
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    logits = logits.float() / temperature
-    if top_k:
-        kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
-        logits = logits.masked_fill(logits < kth, -math.inf)
-    probs = F.softmax(logits, dim=-1)
-    if top_p is not None and top_p < 1:
-        sorted_probs, order = probs.sort(descending=True)
-        unneeded = sorted_probs.cumsum(-1) - sorted_probs >= top_p  # reached without this one
-        probs = probs.scatter(1, order, sorted_probs.masked_fill(unneeded, 0.0))
-    return torch.multinomial(probs, 1, generator=generator)
+    top_p = top_p or 1.0
+    logits, order = logits.float() / temperature, None
+    if top_k or top_p < 1:
+        logits, order = logits.topk(min(top_k or logits.size(-1), logits.size(-1)))
+    probs = F.softmax(logits, dim=-1)  # with the likeliest first, if there is an order
+    if top_p < 1:
+        probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)  # reached without this
+    chosen = torch.multinomial(probs, 1, generator=generator)
+    return chosen if order is None else order.gather(1, chosen)
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -220,9 +218,8 @@ class GPT(nn.Module):
         if position + T > self.config.block_size:
             raise ValueError(f"{position + T} tokens don't fit block_size="
                              f"{self.config.block_size}: shorten them")
-        positions = torch.arange(position, position + T, device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(positions)  # (B, T, C)
-        x = self.transformer.drop(x)
+        positions = self.transformer.wpe.weight[position:position + T]  # (T, C)
+        x = self.transformer.drop(self.transformer.wte(idx) + positions)  # (B, T, C)
         for i, block in enumerate(self.transformer.h):
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)  # Chen et al. 2016
@@ -232,7 +229,7 @@ class GPT(nn.Module):
         if cache is not None:
             cache.length += T
         if targets is None:
-            return self.lm_head(x[:, [-1]]), None  # the last position is all that is asked for
+            return self.lm_head(x[:, -1:]), None  # the last position is all that is asked for
         if not return_logits:
             return None, self.loss(x.flatten(0, 1), targets.flatten())
         logits = self.lm_head(x)  # (B, T, C) -> (B, T, vocab_size)
@@ -283,14 +280,15 @@ class GPT(nn.Module):
         if not idx.size(1):
             raise ValueError("the prompt is empty: begin with at least one token")
         block_size = self.config.block_size
-        window = idx[:, -block_size:]
         cache = Cache(self, len(idx))
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
-        fresh = window  # what the model hasn't read yet
+        fresh = idx[:, -block_size:]  # what the model hasn't read yet
+        text = [fresh]  # since the block was begun
         for _ in range(max_new_tokens):
             if cache.length + fresh.size(1) > block_size:
                 cache.length = 0
-                fresh = window[:, -(block_size // 2 or 1):]
+                fresh = torch.cat(text, dim=1)[:, -(block_size // 2 or 1):]
+                text = [fresh]
             logits = self(fresh, cache=cache)[0][:, -1]
             fresh = choose_token(logits, temperature, top_k, top_p, generator)
             if eos_token is not None:
@@ -299,7 +297,7 @@ class GPT(nn.Module):
             yield fresh, logits
             if eos_token is not None and done.all():
                 return
-            window = torch.cat((window, fresh), dim=1)[:, -block_size:]
+            text.append(fresh)
 
     def generate(self, idx, max_new_tokens, **options):
         """Return idx with its continuation, (B, T) -> (B, T + max_new_tokens); see stream."""

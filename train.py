@@ -621,9 +621,9 @@ def main(arguments=None):
             loss, stop = mean_over_processes([total.item(), sum(signals)], target_device)
             bad = [i for i, x in enumerate(torch.stack(unseen).tolist()) if not math.isfinite(x)]
             if bad and not scaler.is_enabled() or not math.isfinite(loss):
-                raise ValueError(f"iteration {step - len(unseen) + 1 + bad[0]}: the loss ({loss}) or "
-                                 "its gradient is not a number any more: lower learning_rate or "
-                                 "muon_learning_rate; the last snapshot is kept")
+                raise ValueError(f"iteration {step - len(unseen) + 1 + bad[0]}: the loss ({loss}) "
+                                 "or its gradient is not a number any more: lower learning_rate "
+                                 "or muon_learning_rate; the last snapshot is kept")
             skipped += len(bad)  # float16: the scaler skips a step that overflows, and goes lower
             unseen.clear()
         for opt in optimizers:

@@ -15,14 +15,14 @@ from model import GPT, GPTConfig
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
 
-def tiny_model(block_size=16, vocab_size=60, device="cpu"):
+def tiny_model(block_size=16, vocab_size=60, n_embd=32, device="cpu"):
     """A model with random weights, so large that its predictions are far from uniform; those of
     ln_f have both signs, so that it doesn't just repeat the token that it reads."""
     torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size, vocab_size, n_layer=2, n_head=2, n_embd=32))
+    model = GPT(GPTConfig(block_size, vocab_size, n_layer=2, n_head=2, n_embd=n_embd))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(torch.randn_like(parameter), alpha=0.2 * (32 / n_embd) ** 0.5)
         torch.nn.init.normal_(model.transformer.ln_f.weight)
     return model.to(device).eval()
 
@@ -95,12 +95,13 @@ def plain_beam_search(model, prompt, new, beams, length_penalty, eos_token):
 # ---- the cache ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("n_embd", [32, 384])  # large matrices may have kernels of their own
 @pytest.mark.parametrize("prompt_length", [1, 5, 16])
 @pytest.mark.parametrize("batch_size", [1, 8])
 @torch.no_grad()
 def test_cached_logits_equal_a_plain_forward_pass_at_every_position(
-        batch_size, prompt_length, device):
-    model = tiny_model(device=device)
+        batch_size, prompt_length, n_embd, device):
+    model = tiny_model(n_embd=n_embd, device=device)
     text = random_ids(batch_size, prompt_length, device=device)
     steps = model.stream(text, 40, generator=seeded(2, device))
     for (new, logits), (start, end) in zip(steps, visible(prompt_length, 40, 16), strict=True):
@@ -149,9 +150,10 @@ def test_a_token_costs_less_than_two_positions_of_work_however_long_the_text_is(
     assert flops(160) < 2 * 160 * one_position
 
 
+@pytest.mark.parametrize("n_embd", [32, 384])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_model_in_half_precision_has_a_cache_in_half_precision(dtype):
-    model = tiny_model().to(dtype)
+def test_a_model_in_half_precision_generates_in_half_precision(dtype, n_embd):
+    model = tiny_model(n_embd=n_embd).to(dtype)
     prompt = random_ids(2, 5)
     with torch.no_grad():
         plain = model(prompt)[0][:, -1].float()
@@ -162,11 +164,16 @@ def test_a_model_in_half_precision_has_a_cache_in_half_precision(dtype):
     torch.testing.assert_close(second[1].float(), plain, rtol=0.05, atol=0.2)
 
 
-def test_text_follows_the_weights_when_they_change():
-    """What generation may keep of the weights, in a faster layout, must not outlive a change."""
-    model = tiny_model()
+@pytest.mark.parametrize("n_embd", [32, 384])
+def test_text_follows_the_weights_when_they_change(n_embd):
+    """What generation may keep of the weights, in a faster layout, must not outlive a change, nor
+    a text that was left unfinished."""
+    model = tiny_model(n_embd=n_embd)
     prompt = random_ids(1, 4)
     before = model.generate(prompt, 12, temperature=0)
+    unfinished = model.stream(prompt, 12)
+    next(unfinished)
+    unfinished.close()
     loss = model(prompt, prompt)[1]
     loss.backward()
     with torch.no_grad():
@@ -198,7 +205,7 @@ def test_temperature_0_takes_the_likeliest_whatever_the_other_options_are():
 def test_tokens_are_drawn_with_the_exact_probabilities(options):
     model = tiny_model(block_size=4)
     prompt = random_ids(1, 3)
-    n = 20_000
+    n = 8_000
     drawn = model.generate(prompt.expand(n, -1), 1, generator=seeded(4), **options)[:, -1]
     counts = drawn.bincount(minlength=60).tolist()
     exact = plain_probs(model, prompt[0].tolist(), **options)

@@ -55,16 +55,14 @@ class CountingDDP(torch.nn.parallel.DistributedDataParallel):
         report["syncs"] += 1
         return allreduce_hook(state, bucket)
 
-def stored(tensors):  # bytes of this process's part
-    storages = [getattr(x, "to_local", lambda: x)().untyped_storage() for x in tensors]
-    return sum({x.data_ptr(): x.nbytes() for x in storages}.values())
-
-def hold(optimizer, *rest):  # what is in memory when gradients and optimizer state are
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
-    state = [x for p in weights for x in optimizer.state[p].values() if x.dim()]
-    if state:
-        report["held"][type(optimizer).__name__] = [
-            stored(weights), stored([p.grad for p in weights]), stored(state)]
+def hold(optimizer, *rest):  # note what this process's part of the model takes in memory
+    if len(report["batches"]) == 4:  # the second iteration
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        state = [x for p in weights for x in optimizer.state[p].values() if x.dim()]
+        for kind, tensors in (("weights", weights), ("gradients", [p.grad for p in weights]),
+                              ("state", state)):
+            storages = [getattr(x, "to_local", lambda: x)().untyped_storage() for x in tensors]
+            report["held"].setdefault(kind, {}).update({x.data_ptr(): x.nbytes() for x in storages})
 
 def forward(block, *arguments, original=model.Block.forward):
     report["blocks"] += torch.is_grad_enabled()
@@ -255,18 +253,16 @@ def test_losses_of_fsdp_agree_with_those_of_ddp_and_of_one_process(alone, two, o
     assert_same_losses(found, losses(alone.folder / optimizer)[:20])
 
 
-@pytest.mark.parametrize("suffix, optimizers", [("", ["AdamW", "Muon"]), ("_adamw", ["AdamW"])])
-def test_each_of_two_fsdp_processes_holds_half_of_weights_gradients_and_state(two, suffix,
-                                                                              optimizers):
+@pytest.mark.parametrize("suffix, states", [("", None), ("_adamw", 2)])
+def test_each_of_two_fsdp_processes_holds_half_of_weights_gradients_and_state(two, suffix, states):
     parameters = GPT(GPTConfig(16, 300, 2, 2, 32)).num_params()
     for shared, whole in zip(two.reports(f"fsdp{suffix}"), two.reports(f"ddp{suffix}")):
-        assert sorted(shared["held"]) == sorted(whole["held"]) == optimizers
-        assert sum(weights for weights, _, _ in whole["held"].values()) == 4 * parameters
-        for name in optimizers:
-            weights, gradients, state = whole["held"][name]
-            assert gradients == weights and state == weights * (2 if name == "AdamW" else 1)
-            for part, all_of_it in zip(shared["held"][name], whole["held"][name]):
-                assert 0.5 <= part / all_of_it < 0.52
+        held = {kind: sum(places.values()) for kind, places in whole["held"].items()}
+        assert held["weights"] == held["gradients"] == 4 * parameters
+        if states:  # two numbers a parameter with AdamW; with Muon, one for some of them
+            assert held["state"] == states * held["weights"]
+        for kind, size in held.items():
+            assert 0.5 <= sum(shared["held"][kind].values()) / size < 0.52
 
 
 @pytest.mark.parametrize("processes, count", [("two", 2), ("four", 4)])
