@@ -138,10 +138,10 @@ def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None
     """
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    top_p = top_p or 1.0
-    logits, order = logits.float() / temperature, None
-    if top_k or top_p < 1:
-        logits, order = logits.topk(min(top_k or logits.size(-1), logits.size(-1)))
+    top_p = 1.0 if top_p is None else top_p
+    logits, order, k = logits.float() / temperature, None, logits.size(-1)
+    if (top_k or k) < k or top_p < 1:
+        logits, order = logits.topk(min(top_k or k, k))
     probs = F.softmax(logits, dim=-1)  # with the likeliest first, if there is an order
     if top_p < 1:
         probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)  # reached without this
@@ -279,6 +279,10 @@ class GPT(nn.Module):
         the block is read again as if it were a beginning, and what came before is forgotten."""
         if not idx.size(1):
             raise ValueError("the prompt is empty: begin with at least one token")
+        if temperature < 0:
+            raise ValueError(f"temperature={temperature}: expected at least 0")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_p={top_p}: expected above 0 and at most 1")
         block_size = self.config.block_size
         cache = Cache(self, len(idx))
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
@@ -310,7 +314,7 @@ class GPT(nn.Module):
 
         Returns [(ids, log-probability of what follows idx)], the best first: by log-probability
         over length ** length_penalty, a beam being finished at eos_token (which counts) or at
-        max_new_tokens. All of it has to fit block_size."""
+        max_new_tokens; the search ends when so many are. Beyond block_size it's as in stream."""
         cache = Cache(self, beams)
         logits = self(idx.expand(beams, -1), cache=cache)[0][:, -1]
         texts = idx.expand(beams, -1)
@@ -321,11 +325,12 @@ class GPT(nn.Module):
             candidates = log_probs + F.log_softmax(logits.float(), dim=-1)  # (beams, vocab_size)
             best = candidates.flatten().topk(min(2 * beams, candidates.numel()))
             kept = []  # (parent, token, log-probability) of the next step's beams
-            for log_prob, place in zip(best.values.tolist(), best.indices.tolist()):
-                parent, token = divmod(place, candidates.size(1))
+            for rank, log_prob in enumerate(best.values.tolist()):
+                parent, token = divmod(best.indices[rank].item(), candidates.size(1))
                 if token == eos_token or length == max_new_tokens:
-                    ids = texts[parent].tolist() + [token]
-                    finished.append((log_prob / length ** length_penalty, ids, log_prob))
+                    if rank < beams and log_prob > -math.inf:
+                        ids = texts[parent].tolist() + [token]
+                        finished.append((log_prob / length ** length_penalty, ids, log_prob))
                 elif len(kept) < beams:
                     kept.append((parent, token, log_prob))
             if len(finished) >= beams or len(kept) < beams:
@@ -334,7 +339,11 @@ class GPT(nn.Module):
             log_probs = log_probs[:, None]
             texts = torch.cat((texts[parents], tokens[:, None]), dim=1)
             cache.past = cache.past[:, :, parents]
-            logits = self(tokens[:, None], cache=cache)[0][:, -1]
+            fresh = tokens[:, None]
+            if cache.length == self.config.block_size:  # as in stream
+                cache.length = 0
+                fresh = texts[:, -(self.config.block_size // 2 or 1):]
+            logits = self(fresh, cache=cache)[0][:, -1]
         finished.sort(key=lambda beam: -beam[0])
         return [(ids, log_prob) for _, ids, log_prob in finished[:beams]]
 

@@ -121,7 +121,8 @@ def generate(model, encoding, text):
 
 
 def decode(ids, encoding):
-    return encoding.decode([i for i in ids if i != encoding.eot_token])
+    text = encoding.decode_bytes([i for i in ids if i != encoding.eot_token])
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(text)
 
 
 def converse(model, encoding):
@@ -129,6 +130,7 @@ def converse(model, encoding):
     described = config.read_settings(__file__)
     print("Type a prompt; /temperature 0.5 changes a setting; Ctrl-D leaves.", file=sys.stderr)
     while True:
+        settings = dict(globals())  # to go back to when a command is refused
         print("> ", end="", file=sys.stderr, flush=True)
         try:
             line = sys.stdin.readline()
@@ -141,6 +143,7 @@ def converse(model, encoding):
             else:
                 generate(model, encoding, line.rstrip("\n"))
         except (ValueError, SystemExit) as error:
+            globals().update(settings)
             if isinstance(error, ValueError):
                 print(error, file=sys.stderr)
         except KeyboardInterrupt:

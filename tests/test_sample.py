@@ -332,18 +332,35 @@ def test_probs_shows_the_likeliest_tokens_of_each_step_and_marks_the_chosen_one(
     assert 0 < unlikely < 25
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0])
-def test_beams_are_printed_with_their_log_probabilities_the_best_first(
-        penalty, sampled, model, encoding):
-    code, out, err = sampled("--start=To be", "--max_new_tokens=12", "--beams=3",
-                             f"--length_penalty={penalty}")
+@pytest.fixture(scope="session")
+def ender(run_dir, model, encoding):
+    """A snapshot of the tiny run whose model may end a document with its likeliest fifth token."""
+    snapshot = torch.load(run_dir / "best.pt", weights_only=True)
     ids = torch.tensor([encoding.encode_ordinary("To be")])
-    beams = model.beam_search(ids, 12, 3, penalty, encoding.eot_token)
-    assert code == 0
-    assert out == "".join("To be" + whole_characters(encoding, row[ids.size(1):]) + "\n"
-                          for row, _ in beams)
-    shown = [float(number) for number in re.findall(r"-\d+\.\d+", err)]
-    assert shown == pytest.approx([log_prob for _, log_prob in beams], abs=1e-2)
+    fifth = model.generate(ids, 5, temperature=0)[0, -1]
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        weight = snapshot["model_state_dict"][name]
+        weight[encoding.eot_token] = weight[fifth]
+    torch.save(snapshot, run_dir.parent / "ender.pt")
+    return run_dir.parent / "ender.pt"
+
+
+def test_beams_are_printed_with_their_log_probabilities_the_best_first(sampled, ender, encoding):
+    model = GPT.from_snapshot(ender).eval()
+    ids = torch.tensor([encoding.encode_ordinary("To be")])
+    printed = []
+    for penalty in (0.0, 2.0):
+        code, out, err = sampled(f"--snapshot={ender}", "--start=To be", "--max_new_tokens=12",
+                                 "--beams=4", f"--length_penalty={penalty}")
+        assert code == 0
+        beams = model.beam_search(ids, 12, 4, penalty, encoding.eot_token)
+        assert out == "".join("To be" + whole_characters(encoding, row[ids.size(1):]) + "\n"
+                              for row, _ in beams)
+        shown = [float(number) for number in re.findall(r"-\d+\.\d+", err)]
+        assert shown == pytest.approx([log_prob for _, log_prob in beams], abs=1e-2)
+        assert len({len(row) for row, _ in beams}) > 1
+        printed.append(out)
+    assert printed[0] != printed[1]
 
 
 def plain_score(model, ids, stride):
