@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 # Shapes by name: GPT-2's four as OpenAI published them; GPT-3's eight from Table 2.1 of Brown et
 # al. 2020, but for two rows whose heads don't fit their width: 16 heads for 1.3B's 24, which make
@@ -47,7 +46,7 @@ class GPTConfig:
 
     def __post_init__(self):
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            if getattr(self, name) < 1:
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} can't be divided among n_head={self.n_head} "
@@ -64,8 +63,8 @@ def choose_device(device="auto", dtype="auto", compile="auto"):
         device = ("cuda" if torch.cuda.is_available()
                   else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.empty(1, device=str(device)).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"device={device!r} can't be used here: {str(error).splitlines()[0]}; "
                          "expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
     device = torch.device(device)
@@ -136,7 +135,7 @@ def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None
     temperature 0 takes the likeliest; top_k keeps the k likeliest; top_p the fewest that together
     reach that probability (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration").
     """
-    if temperature == 0:
+    if temperature < 1e-6:
         return logits.argmax(-1, keepdim=True)
     top_p = 1.0 if top_p is None else top_p
     logits, order, k = logits.float() / temperature, None, logits.size(-1)
@@ -144,7 +143,7 @@ def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None
         logits, order = logits.topk(min(top_k or k, k))
     probs = F.softmax(logits, dim=-1)  # with the likeliest first, if there is an order
     if top_p < 1:
-        probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)  # reached without this
+        probs = probs.masked_fill(probs.cumsum(-1) - probs >= max(top_p, 1e-6), 0.0)
     chosen = torch.multinomial(probs, 1, generator=generator)
     return chosen if order is None else order.gather(1, chosen)
 
@@ -186,7 +185,6 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.activation_checkpointing = False  # train.py's setting
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
             wpe=nn.Embedding(config.block_size, config.n_embd),
@@ -221,10 +219,7 @@ class GPT(nn.Module):
         positions = self.transformer.wpe.weight[position:position + T]  # (T, C)
         x = self.transformer.drop(self.transformer.wte(idx) + positions)  # (B, T, C)
         for i, block in enumerate(self.transformer.h):
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)  # Chen et al. 2016
-            else:
-                x = block(x) if cache is None else block(x, cache.past[i], position)
+            x = block(x) if cache is None else block(x, cache.past[i], position)
         x = self.transformer.ln_f(x)
         if cache is not None:
             cache.length += T
@@ -238,7 +233,9 @@ class GPT(nn.Module):
     def loss(self, x, targets):  # (N, C), (N,) -> mean cross-entropy over the targets that count
         weight = self.lm_head.weight
         if not x.is_cuda:
-            return ChunkedCrossEntropy.apply(x.float(), weight, targets, torch.is_grad_enabled())
+            with torch.autocast(x.device.type, enabled=False):
+                return ChunkedCrossEntropy.apply(x.float(), weight, targets,
+                                                 torch.is_grad_enabled())
         # Tensor cores want multiples of 128; the logits of the padding are cut off at once.
         logits = F.linear(x, F.pad(weight, (0, 0, 0, -len(weight) % 128)))[:, :len(weight)]
         return F.cross_entropy(logits, targets, ignore_index=-1)
@@ -348,6 +345,11 @@ class GPT(nn.Module):
         return [(ids, log_prob) for _, ids, log_prob in finished[:beams]]
 
     @classmethod
+    def from_pretrained(cls, name, dropout=0.0):
+        raise ValueError(f"init_from={name!r}: pretrained weights can't be loaded yet; expected "
+                         "'auto', 'scratch' or 'resume'")
+
+    @classmethod
     def from_snapshot(cls, path):
         """Return the model of a snapshot that train.py wrote; see read_snapshot."""
         snapshot = read_snapshot(path)
@@ -357,8 +359,9 @@ class GPT(nn.Module):
         return model
 
 
-SNAPSHOT_KEYS = {"model_state_dict", "optimizer_state_dict", "step", "loss", "best_val_loss",
-                 "model_config", "settings", "tokenizer", "data", "format_version"}
+SNAPSHOT = dict(model_state_dict=dict, optimizer_state_dict=list, step=int, loss=float,
+                best_val_loss=float, model_config=dict, settings=dict, data=str,
+                tokenizer=(dict, type(None)), scaler_state_dict=dict, format_version=int)
 
 
 def read_snapshot(path):
@@ -371,11 +374,14 @@ def read_snapshot(path):
         if broken:
             raise ValueError(f"its record {broken} is damaged")
         snapshot = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(snapshot, dict) or not SNAPSHOT_KEYS <= snapshot.keys():
+        if not all(isinstance(snapshot[key], kind) for key, kind in SNAPSHOT.items()):
             raise ValueError("it is not a snapshot of train.py")
         if snapshot["format_version"] != 1:
             raise ValueError(f"its format_version {snapshot['format_version']} is not 1: it was "
                              "written by another version of train.py")
+        with torch.device("meta"):  # a trial that takes no memory
+            model = GPT(GPTConfig(**snapshot["model_config"]))
+        model.load_state_dict(dict(snapshot["model_state_dict"]), assign=True)
     except FileNotFoundError:
         raise
     except Exception as error:  # a broken pickle can raise anything at all

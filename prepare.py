@@ -15,7 +15,7 @@ import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +50,13 @@ def whole_file(path, mode="wb"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise
+        if isinstance(error, RuntimeError):  # torch.save hides the error of a write behind its own
+            error = error.__context__ or error
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        raise error
 
 
 def fingerprint(path):
@@ -205,15 +209,30 @@ def encoded(parts, encoding):
             yield ahead.popleft().result()
 
 
+def sealed(meta):  # -> the JSON of meta.json, with a sha256 of itself
+    return json.dumps(meta | {"sha256": hashlib.sha256(json.dumps(meta).encode()).hexdigest()})
+
+
+def read_meta(folder):
+    """Return what meta.json says, None without one; ValueError if it is not as it was written."""
+    path = Path(folder, "meta.json")
+    text = path.read_bytes() if path.exists() else b"null"
+    try:
+        meta = json.loads(text)
+        if meta is None or sealed({key: meta[key] for key in meta if key != "sha256"}) == (
+                text.decode()):
+            return meta
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise ValueError(f"{path} is damaged: python prepare.py --out_dir={folder} makes it anew")
+
+
 def settle(folder):
     """Finish a writing that was cut off after meta.json: its .bin.new files take their names."""
-    meta_file = Path(folder, "meta.json")
-    if not meta_file.exists():
-        return
-    splits = json.loads(meta_file.read_text(encoding="utf-8"))["splits"]
-    for split in SPLITS:
+    meta = read_meta(folder)
+    for split in SPLITS if meta else ():
         new = Path(folder, f"{split}.bin.new")
-        if new.exists() and fingerprint(new) == splits[split]["fingerprint"]:
+        if new.exists() and fingerprint(new) == meta["splits"][split]["fingerprint"]:
             os.replace(new, new.with_suffix(""))
 
 
@@ -253,6 +272,8 @@ def main(arguments=None):
     dtype = np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")
 
     Path(out_dir).mkdir(parents=True, exist_ok=True)
+    with suppress(ValueError):  # files that an earlier writing left to rename aren't written over
+        settle(out_dir)
     splits = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}
     with ExitStack() as stack:
         files = {split: stack.enter_context(whole_file(Path(out_dir, f"{split}.bin.new")))
@@ -267,7 +288,7 @@ def main(arguments=None):
     meta = {"vocab_size": encoding.n_vocab, "dtype": dtype.name, "splits": splits,
             "source": source, "tokenizer": description}
     with whole_file(Path(out_dir, "meta.json"), "w") as file:
-        json.dump(meta, file)
+        file.write(sealed(meta))
     settle(out_dir)  # from here on the new data counts: the files take their names
 
     print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {dtype.name})")

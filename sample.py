@@ -44,7 +44,8 @@ compile = False  # torch.compile the model
 def check_settings():
     """End with exit code 2 if a setting has a value that can't be meant."""
     config.at_least(globals(), 1, "num_samples stride")
-    config.at_least(globals(), 0, "max_new_tokens temperature top_k beams probs seed")
+    config.at_least(globals(), 0, "max_new_tokens temperature top_k beams probs seed "
+                    "length_penalty")
     if not 0 < top_p <= 1:
         config.usage(f"top_p={top_p}: expected above 0 and at most 1")
 

@@ -8,7 +8,6 @@ Everything it writes is in out_dir: snapshots/, best.pt, final_model.pt, log.csv
 
 import ctypes
 import hashlib
-import json
 import math
 import os
 import signal
@@ -20,11 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import state_dict as whole  # as if there were one process
 
 import config
 from model import GPT, SIZES, GPTConfig, choose_device, read_snapshot
-from prepare import fingerprint, gpt2_tokenizer, load_tokenizer, settle, whole_file
+from prepare import fingerprint, gpt2_tokenizer, load_tokenizer, read_meta, settle, whole_file
 
 # where the data is and where the results go
 data_dir = "data"  # folder with train.bin and val.bin
@@ -77,10 +75,7 @@ seed = 1337  # of the weights, the order of the data and dropout
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes the fastest that is there
 dtype = "auto"  # 'float32', 'bfloat16' or 'float16' for the matrix products
 compile = "auto"  # torch.compile: True, False; 'auto' for CUDA only
-parallel = "ddp"  # under torchrun: 'ddp' gives each process a whole model, 'fsdp' a share of it
-activation_checkpointing = False  # compute each block twice and keep only its input in memory
 
-WHOLE = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
 LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", "val_loss",
                "val_perplexity", "val_bits_per_byte")
 
@@ -91,7 +86,6 @@ def check_settings():
     config.one_of(globals(), "lr_schedule", "linear", "cosine", "step", "constant")
     config.one_of(globals(), "target_split", "train", "val")
     config.one_of(globals(), "size", "", *SIZES)
-    config.one_of(globals(), "parallel", "ddp", "fsdp")
     config.at_least(globals(), 1, "batch_size gradient_accumulation_steps snapshot_interval "
                     "keep_snapshots log_interval eval_interval lr_step_iters block_size")
     config.at_least(globals(), 0, "max_iters max_epochs eval_iters warmup_iters grad_clip seed "
@@ -122,31 +116,18 @@ def mean_over_processes(numbers, device):
     return (together / dist.get_world_size()).tolist()
 
 
-def distributed(model):
-    """Return the model to call in training: a wrapper of DDP, or the model itself, its weights
-    shared out by FSDP2 (Zhao et al. 2023, "PyTorch FSDP")."""
-    if not dist.is_initialized():
-        return model
-    if parallel == "ddp":
-        return torch.nn.parallel.DistributedDataParallel(model)
-    for block in model.transformer.h:
-        dist.fsdp.fully_shard(block)
-    return dist.fsdp.fully_shard(model)
-
-
 # ---- data ---------------------------------------------------------------------------------------
 def load_data(folder):
     """Return (meta, {split: token ids}); the ids are mapped, so that only what is used is read.
 
     A folder without meta.json, such as nanoGPT makes, is taken as GPT-2's tokens in uint16."""
-    if not Path(folder, "train.bin").exists() and not Path(folder, "meta.json").exists():
+    settle(folder)
+    if not Path(folder, "train.bin").exists():
         raise ValueError(f"{folder}/train.bin is not there: python prepare.py --out_dir={folder} "
                          "makes it")
-    settle(folder)
-    meta = {"vocab_size": 50257, "dtype": "uint16", "splits": {}, "tokenizer": None}
-    if Path(folder, "meta.json").exists():
-        meta = json.loads(Path(folder, "meta.json").read_text(encoding="utf-8"))
-    else:
+    meta = read_meta(folder)
+    if not meta:
+        meta = {"vocab_size": 50257, "dtype": "uint16", "splits": {}, "tokenizer": None}
         try:
             meta["tokenizer"] = gpt2_tokenizer()
         except OSError as error:
@@ -211,22 +192,17 @@ def get_batch(tokens, first, vocab_size):
 
 
 def eval_batches(tokens, vocab_size):
-    """Yield this process's share of the blocks of a split, or of eval_iters batches spread over it.
-
-    Ids beyond the end of the split are -1, which counts for nothing, and so is a batch that is
-    there only because every process has to take part as often as the others."""
+    """Yield this process's share of the blocks of a split, or of eval_iters batches spread over it;
+    ids beyond the end of the split are -1, which counts for nothing."""
     rank, count = processes()
     starts = np.arange(0, len(tokens) - 1, block_size)
     if eval_iters:
         few = min(len(starts), eval_iters * batch_size)
         starts = starts[np.arange(few) * len(starts) // few]
-    for first in range(0, len(starts), batch_size * count):
-        own = starts[first + rank * batch_size:][:batch_size]
-        rows = blocks(tokens, own if len(own) else starts[:1], vocab_size)
-        if not len(own):
-            rows[:] = -1
-        elif own[-1] == starts[-1]:
-            rows[-1, len(tokens) - own[-1]:] = -1
+    for first in range(rank * batch_size, len(starts), count * batch_size):
+        rows = blocks(tokens, starts[first:first + batch_size], vocab_size)
+        if first + batch_size >= len(starts):
+            rows[-1, len(tokens) - starts[-1]:] = -1
         yield rows
 
 
@@ -265,8 +241,6 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(buffer, group["momentum"])  # Nesterov's look ahead
-                if hasattr(update, "full_tensor"):
-                    update = update.full_tensor()  # FSDP's share of a matrix is not enough
                 updates.append(update)
                 parts += update.chunk(3 if p.size(0) == 3 * p.size(1) else 1)
             for shape in dict.fromkeys(part.shape for part in parts):
@@ -274,8 +248,6 @@ class Muon(torch.optim.Optimizer):
                 for part, new in zip(same, orthogonalized(torch.stack(same))):
                     part.copy_(new).mul_(math.sqrt(max(1, shape[0] / shape[1])))
             for p, update in zip(group["params"], updates):
-                if hasattr(p, "full_tensor"):
-                    update = dist.tensor.distribute_tensor(update, p.device_mesh, p.placements)
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
@@ -332,7 +304,7 @@ def newest_snapshot():
 def check_same_run(path, snapshot, model, meta):
     """Raise ValueError if the snapshot is of another model, optimizer, tokenizer or text."""
     there = snapshot["model_config"] | {
-        "optimizer": snapshot["settings"]["optimizer"], "data": snapshot["data"],
+        "optimizer": snapshot["settings"].get("optimizer"), "data": snapshot["data"],
         "tokenizer": hashed(snapshot["tokenizer"]), "dropout": dropout}
     here = asdict(model.config) | {
         "optimizer": optimizer, "data": meta["splits"]["train"]["fingerprint"],
@@ -342,6 +314,14 @@ def check_same_run(path, snapshot, model, meta):
     if reasons:
         raise ValueError(f"{path} is of another run ({', '.join(reasons)}): choose another "
                          "--out_dir, or start over with --init_from=scratch --overwrite")
+
+
+def check_finite(step, *numbers):
+    """Raise ValueError if a number of iteration step is none, before a snapshot holds its like."""
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"iteration {step}: the loss, its gradient or a weight is not a number "
+                         "any more: lower learning_rate or muon_learning_rate; the last snapshot "
+                         "is kept")
 
 
 def read_log(step):
@@ -398,12 +378,12 @@ def evaluate(model, tokens, split, vocab_size, device, autocast):
         counted = (rows[:, 1:] != -1).sum().item()
         with autocast:
             loss = model(rows[:, :-1].clamp(min=0), rows[:, 1:], return_logits=False)[1].item()
-        total += loss * counted if counted else 0.0
+        total += loss * counted
         count += counted
     model.train()
     total, count = mean_over_processes([total, count], device)
     nats = total / count
-    bits = nats / math.log(2) * split["tokens"] / split["bytes"] if "bytes" in split else math.nan
+    bits = nats / math.log(2) * split["tokens"] / split["bytes"] if split.get("bytes") else math.nan
     return nats, math.exp(min(nats, 700)), bits
 
 
@@ -470,19 +450,19 @@ def main(arguments=None):
                          f"{model.config.vocab_size}: python prepare.py --tokenizer=gpt2")
     if snapshot:
         check_same_run(path, snapshot, model, meta)
-    model.activation_checkpointing = activation_checkpointing
+        model.load_state_dict(snapshot["model_state_dict"])
     model.to(target_device)
-    forward = distributed(model)
+    forward = torch.nn.parallel.DistributedDataParallel(model) if n_processes > 1 else model
     optimizers = make_optimizers(model, target_device)
     scaler = torch.amp.GradScaler(target_device.type, enabled=matrix_dtype == torch.float16)
     step, loss, best_val_loss = 0, math.nan, math.inf
     if snapshot:
         step, loss = snapshot["step"], snapshot["loss"]
         best_val_loss = snapshot["best_val_loss"]
-        whole.set_state_dict(model, optimizers, options=WHOLE,
-                             model_state_dict=snapshot["model_state_dict"],
-                             optim_state_dict=snapshot["optimizer_state_dict"])
-        scaler.load_state_dict(snapshot["scaler_state_dict"])
+        for opt, saved in zip(optimizers, snapshot["optimizer_state_dict"]):
+            opt.load_state_dict(saved)
+        if scaler.is_enabled() and snapshot["scaler_state_dict"]:
+            scaler.load_state_dict(snapshot["scaler_state_dict"])
         print(f"going on from {path}")
     forward = torch.compile(forward) if compiled else forward
     autocast = torch.autocast(target_device.type, matrix_dtype,
@@ -500,13 +480,13 @@ def main(arguments=None):
                         target_device, autocast)
 
     def save(name):  # one file that alone is enough to go on or to generate text
-        model_state, optimizer_state = whole.get_state_dict(model, optimizers, options=WHOLE)
+        check_finite(step, *[weight.sum().item() for weight in model.parameters()])
         if rank == 0:
             with whole_file(Path(out_dir, name)) as file:
                 torch.save({
                     "format_version": 1, "step": step, "loss": loss, "best_val_loss": best_val_loss,
-                    "model_state_dict": model_state, "model_config": asdict(model.config),
-                    "optimizer_state_dict": optimizer_state,
+                    "model_state_dict": model.state_dict(), "model_config": asdict(model.config),
+                    "optimizer_state_dict": [opt.state_dict() for opt in optimizers],
                     "scaler_state_dict": scaler.state_dict(), "tokenizer": meta["tokenizer"],
                     "settings": {name: globals()[name] for name in config.read_settings(__file__)},
                     "data": meta["splits"]["train"]["fingerprint"]}, file)
@@ -529,6 +509,10 @@ def main(arguments=None):
     Path(out_dir, "snapshots").mkdir(parents=True, exist_ok=True)
     for file in [] if snapshot or rank else old:
         file.unlink()
+    for file in [] if rank else Path(out_dir, "snapshots").glob("*.tmp"):
+        file.unlink()  # a kill has cut its writing off
+    for file in snapshots()[:snapshots().index(path)] if snapshot and not rank else []:
+        file.rename(f"{file}.broken")  # it was skipped; now it can't displace the valid ones
     if not snapshot:  # a run that is cut off before its first interval begins again from here
         save("snapshots/snapshot_step_0.pt")
     first_step, rows = step, read_log(step)
@@ -560,6 +544,7 @@ def main(arguments=None):
             line += f", {skipped} steps skipped" if skipped else ""
             if eval_due:
                 val_loss, perplexity, bits = losses_on("val")
+                check_finite(step, val_loss)
                 row += [f"{val_loss:.6f}", f"{perplexity:.4f}", f"{bits:.6f}"]
                 line += f", val loss {val_loss:.4f}, {bits:.4f} bits per byte"
                 if val_loss < best_val_loss:
@@ -598,11 +583,8 @@ def main(arguments=None):
                 ids = ids.pin_memory()  # the copy needn't be waited for
             ids = ids.to(target_device, non_blocking=True)
             if n_processes > 1:  # gradients are averaged once, after the last micro-batch
-                sync = micro_step + n_processes >= gradient_accumulation_steps
-                if parallel == "fsdp":
-                    model.set_requires_gradient_sync(sync)
-                else:
-                    forward.require_backward_grad_sync = sync
+                last_one = micro_step + n_processes >= gradient_accumulation_steps
+                forward.require_backward_grad_sync = last_one
             with autocast:
                 micro_loss = forward(ids[:, :-1], ids[:, 1:], return_logits=False)[1]
             micro_loss = micro_loss * (n_processes / gradient_accumulation_steps)
@@ -611,8 +593,6 @@ def main(arguments=None):
         for opt in optimizers:
             scaler.unscale_(opt)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-        if hasattr(norm, "full_tensor"):
-            norm = norm.full_tensor()
         unseen.append(total + norm)
         # A GPU runs ahead of this script, and to read a number is to wait for it: only when due.
         due = (log_interval, eval_interval, snapshot_interval, last)
@@ -621,13 +601,12 @@ def main(arguments=None):
             loss, stop = mean_over_processes([total.item(), sum(signals)], target_device)
             bad = [i for i, x in enumerate(torch.stack(unseen).tolist()) if not math.isfinite(x)]
             if bad and not scaler.is_enabled() or not math.isfinite(loss):
-                raise ValueError(f"iteration {step - len(unseen) + 1 + bad[0]}: the loss ({loss}) "
-                                 "or its gradient is not a number any more: lower learning_rate "
-                                 "or muon_learning_rate; the last snapshot is kept")
+                check_finite(step - len(unseen) + 2 + bad[0], math.nan)
             skipped += len(bad)  # float16: the scaler skips a step that overflows, and goes lower
             unseen.clear()
         for opt in optimizers:
-            scaler.step(opt)
+            if not scaler.is_enabled() or norm.isfinite():  # else all of them skip the step
+                scaler.step(opt)
             opt.zero_grad(set_to_none=True)
         scaler.update()
         step += 1
@@ -644,7 +623,7 @@ def main(arguments=None):
         print_samples(model, encoding, data["val"], target_device, num_return_sequences)
     if len(data["test"]) > 1:
         best = Path(out_dir, "best.pt" if best_val_loss < math.inf else "final_model.pt")
-        whole.set_model_state_dict(model, read_snapshot(best)["model_state_dict"], options=WHOLE)
+        model.load_state_dict(read_snapshot(best)["model_state_dict"])
         print("test with {}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format(
             best, *losses_on("test")))
     return 0

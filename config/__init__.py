@@ -18,7 +18,7 @@ from types import ModuleType
 
 def usage(message):
     """End the script with exit code 2: it was called in a way that can't be meant."""
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", *message.splitlines(), file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -36,6 +36,8 @@ def assign(settings, name, value, described):
         usage(f"there is no setting {name!r}: did you mean {near[0]!r}? (--help lists them all)")
     default = described[name][0]
     expected = type(default)
+    if type(value) is int and abs(value) >= 2**63:
+        usage(f"{name}: the number is too large")
     if expected is float and type(value) is int:
         value = float(value)
     if expected is int and type(value) is float and value.is_integer():
@@ -118,12 +120,12 @@ def run(main, arguments=None):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         name = getattr(error, "filename", None)
         message = f"{name}: {error.strerror}" if name else str(error)
     except (RuntimeError, MemoryError) as error:
-        if not re.search("out of memory|can't allocate memory|^$", str(error)):
+        if not re.search("out of memory|can't allocate memory|overflow|^$", str(error)):
             raise
         message = "out of memory: lower batch_size, block_size or the size of the model"
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", *message.splitlines(), file=sys.stderr)
     return 1

@@ -141,6 +141,9 @@ def test_an_error_of_a_script_is_one_line_and_an_exit_code():
     assert done.stderr == "error: nowhere.txt: No such file or directory\n"
 
 
-@pytest.mark.parametrize("recipe", (ROOT / "config").glob("[a-z]*.py"), ids=lambda path: path.stem)
+RECIPES = sorted((ROOT / "config").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_each_recipe_sets_only_what_train_knows(recipe):
     assert config.override(ROOT / "train.py", [str(recipe)])
