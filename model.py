@@ -56,9 +56,8 @@ class GPTConfig:
 
 
 def choose_device(device="auto", dtype="auto", compile="auto"):
-    """Turn the three settings into (torch.device, torch.dtype, bool).
-
-    Raises ValueError for a device that is not there and for values that are none."""
+    """Turn the three settings into (torch.device, torch.dtype, bool); ValueError for a device that
+    is not there and for values that are none."""
     if device == "auto":
         device = ("cuda" if torch.cuda.is_available()
                   else "mps" if torch.backends.mps.is_available() else "cpu")
@@ -68,10 +67,9 @@ def choose_device(device="auto", dtype="auto", compile="auto"):
         raise ValueError(f"device={device!r} can't be used here: {str(error).splitlines()[0]}; "
                          "expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
     device = torch.device(device)
-    if dtype == "auto":
-        dtype = "float32"
-        if device.type == "cuda":
-            dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if dtype == "auto" and device.type == "cuda":
+        dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    dtype = "float32" if dtype == "auto" else dtype
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
     if compile not in ("auto", True, False):
@@ -115,7 +113,6 @@ class Block(nn.Module):
 
 class Cache:
     """The keys and values of the tokens read so far, so that each token is read only once.
-
     A position looks back at keys and values of earlier positions, and these never change: what
     comes later can't reach back. So each layer keeps them, and a new token costs one position's
     work in place of the whole text's."""
@@ -131,7 +128,6 @@ class Cache:
 
 def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
     """Draw the next token: logits (B, vocab_size) -> ids (B, 1).
-
     temperature 0 takes the likeliest; top_k keeps the k likeliest; top_p the fewest that together
     reach that probability (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration").
     """
@@ -150,7 +146,6 @@ def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """F.cross_entropy(F.linear(x, weight), targets), a few positions at a time.
-
     The logits of all positions are by far the largest tensor of a small model, and moving them
     through memory costs a CPU more than computing them. Their gradient, softmax minus one-hot, is
     known as soon as they are; so each chunk goes all the way to the gradients of x and weight, and
@@ -206,7 +201,6 @@ class GPT(nn.Module):
 
     def forward(self, idx, targets=None, return_logits=True, cache=None):
         """Predict the next token at each position.
-
         idx (B, T): token ids, T up to block_size; targets (B, T): the ids that follow, -1 where
         none counts; cache: a Cache of what came before idx. Returns (logits, loss):
         (B, T, vocab_size) and the mean cross-entropy in nats with targets (logits None without
@@ -270,7 +264,6 @@ class GPT(nn.Module):
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,
                generator=None):
         """Yield the next tokens of idx one by one: (B, T) -> (ids (B, 1), logits (B, vocab_size)).
-
         A row that has reached eos_token repeats it; when all have, the stream ends. The text may
         outgrow block_size: positions can't slide, so when the cache is full the newest half of
         the block is read again as if it were a beginning, and what came before is forgotten."""
@@ -308,7 +301,6 @@ class GPT(nn.Module):
     @torch.inference_mode()
     def beam_search(self, idx, max_new_tokens, beams, length_penalty=1.0, eos_token=None):
         """Search for likely continuations of idx (1, T), keeping so many beams at each step.
-
         Returns [(ids, log-probability of what follows idx)], the best first: by log-probability
         over length ** length_penalty, a beam being finished at eos_token (which counts) or at
         max_new_tokens; the search ends when so many are. Beyond block_size it's as in stream."""
@@ -366,7 +358,6 @@ SNAPSHOT = dict(model_state_dict=dict, optimizer_state_dict=list, step=int, loss
 
 def read_snapshot(path):
     """Return the dict that is in a snapshot file, on the CPU; nothing in it is executed.
-
     Raises ValueError with the reason if the file is not a whole snapshot of this format."""
     try:
         with zipfile.ZipFile(path) as archive:

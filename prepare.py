@@ -38,7 +38,6 @@ END_OF_TEXT = "<|endoftext|>"
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
-# ---- files that are whole or not there ----------------------------------------------------------
 @contextmanager
 def whole_file(path, mode="wb"):
     """Open a file for writing that takes its name only when all of it is safely on the disk."""
@@ -70,10 +69,8 @@ def fingerprint(path):
     return digest.hexdigest()
 
 
-# ---- the tokenizer ------------------------------------------------------------------------------
 def train_bpe(word_counts, vocab_size):
     """Learn a byte-level BPE: {word: count} -> list of tokens (bytes), the id is the place in it.
-
     The most frequent pair of neighbouring tokens becomes a new token, again and again; of equally
     frequent pairs, the one with the smaller ids. A pair seen once is no pattern, and ends it.
     (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", 3.2.)"""
@@ -153,10 +150,8 @@ def gpt2_tokenizer():
     return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
 
 
-# ---- reading ------------------------------------------------------------------------------------
 def pieces(path):
     """Yield a text file in pieces of about a megabyte that can be tokenized one by one.
-
     A piece ends before white space that follows something else: no token ever reaches across.
     Raises ValueError with the offset of the first byte that is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -192,7 +187,6 @@ def by_split(path, ends):
                 piece = piece[len(part):]
 
 
-# ---- writing ------------------------------------------------------------------------------------
 def encoded(parts, encoding):
     """Yield (split, bytes of text, ids) in order; tiktoken's threads work on a few parts ahead."""
     def encode(part):

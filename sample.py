@@ -38,7 +38,6 @@ stride = 32  # tokens that --score's window of block_size moves on by
 seed = 1337  # the same seed gives the same text
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes the fastest that is there
 dtype = "auto"  # 'float32', 'bfloat16' or 'float16'
-compile = False  # torch.compile the model
 
 
 def check_settings():
@@ -103,21 +102,19 @@ def generate(model, encoding, text):
             print(text + decode(row[ids.size(1):], encoding), flush=True)
         return
     generator = torch.Generator(ids.device).manual_seed(seed)
-    texts = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(num_samples)]
-    rows = [text] * num_samples
     live = num_samples == 1 and not probs
-    if live:
-        print(text, end="", flush=True)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back half a character
+    steps = []
+    print(text if live else "", end="", flush=True)
     for new, logits in model.stream(ids, max_new_tokens, temperature, top_k, top_p,
                                     encoding.eot_token, generator):
+        steps.append(new[:, 0].tolist())
         if probs:
-            show_step(logits[0], new[0].item(), encoding)
-        for i, token in enumerate(new[:, 0].tolist()):
-            if token != encoding.eot_token:
-                more = texts[i].decode(encoding.decode_single_token_bytes(token))
-                rows[i] += more
-                if live:
-                    print(more, end="", flush=True)
+            show_step(logits[0], steps[-1][0], encoding)
+        if live and steps[-1] != [encoding.eot_token]:
+            print(decoder.decode(encoding.decode_single_token_bytes(steps[-1][0])), end="",
+                  flush=True)
+    rows = [text + decode(row, encoding) for row in zip(*steps)] or [text] * num_samples
     print("" if live else "\n---------------\n".join(rows), flush=True)
 
 
@@ -176,7 +173,7 @@ def print_score(model, encoding, text):
 def main(arguments=None):
     globals().update(config.override(__file__, arguments))
     check_settings()
-    target_device, matrix_dtype, compiled = choose_device(device, dtype, compile)
+    target_device, matrix_dtype, _ = choose_device(device, dtype)
     text = start
     if start == "-":
         text = sys.stdin.read()

@@ -93,33 +93,26 @@ def check_settings():
                     "sample_interval num_return_sequences max_length lr_decay_iters")
 
 
-def keep_memory():
-    """Keep freed memory for the next iteration, where the C library is glibc: to give it back to
-    the system and have it cleared again costs a CPU up to half of an iteration."""
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
-        mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: never shrink the heap
-        mallopt(-4, 0)  # M_MMAP_MAX: large tensors come from the heap, too
+def keep_memory():  # glibc: giving memory back and getting it again, cleared, costs half a step
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        ctypes.CDLL(None).mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: never shrink the heap
+        ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX: large tensors come from the heap, too
 
 
-# ---- many processes -----------------------------------------------------------------------------
 def processes():  # -> (rank of this one, how many there are)
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def mean_over_processes(numbers, device):
-    """Return the mean of each number over all processes, the same in each of them."""
+def sum_over_processes(numbers, device):  # -> the same sums in each process
     if not dist.is_initialized():
         return numbers
     together = torch.tensor(numbers, dtype=torch.float64, device=device)
     dist.all_reduce(together)
-    return (together / dist.get_world_size()).tolist()
+    return together.tolist()
 
 
-# ---- data ---------------------------------------------------------------------------------------
 def load_data(folder):
     """Return (meta, {split: token ids}); the ids are mapped, so that only what is used is read.
-
     A folder without meta.json, such as nanoGPT makes, is taken as GPT-2's tokens in uint16."""
     settle(folder)
     if not Path(folder, "train.bin").exists():
@@ -155,7 +148,6 @@ def hashed(*numbers):
 
 def shuffled(k, n, *key):
     """Return the place of k in a permutation of range(n) that is computed, not stored.
-
     A Feistel network permutes the numbers of an even count of bits, whatever its round function
     is (Luby & Rackoff 1988); a result outside range(n) goes through it again until it is inside."""
     half = 1 << ((n - 1).bit_length() + 1) // 2
@@ -179,7 +171,6 @@ def blocks(tokens, starts, vocab_size):  # -> ids (len(starts), block_size + 1)
 
 def get_batch(tokens, first, vocab_size):
     """Return batch_size blocks, the run's sequences number first, first + 1, ...
-
     An epoch cuts the ring of tokens into blocks from an offset of its own and takes each block
     once: the batch depends on the seed and on first alone."""
     n_blocks = len(tokens) // block_size
@@ -206,10 +197,8 @@ def eval_batches(tokens, vocab_size):
         yield rows
 
 
-# ---- optimizer ----------------------------------------------------------------------------------
 def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
     """Replace the singular values of each matrix by about 1.
-
     Five steps of a Newton-Schulz iteration with a quintic polynomial whose coefficients make
     small singular values grow fastest (Jordan et al. 2024, "Muon: An optimizer for hidden layers
     in neural networks"). It needs matrix products only, of all matrices of a shape at once."""
@@ -225,7 +214,6 @@ def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalized, so that no few directions of a matrix dominate it.
-
     c_attn is three matrices in one (of queries, keys and values) and is treated as three."""
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
@@ -274,14 +262,11 @@ def lr_factor(step, last):
     if lr_schedule == "step":
         return lr_gamma ** ((step - warmup_iters) // lr_step_iters)
     lowest = min_lr / learning_rate if learning_rate else 0.0
-    end = lr_decay_iters or last
-    done = min(1.0, (step - warmup_iters) / max(1, end - warmup_iters))
-    if lr_schedule == "linear":
-        return lowest + (1 - lowest) * (1 - done)
-    return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * done))
+    done = min(1.0, (step - warmup_iters) / max(1, (lr_decay_iters or last) - warmup_iters))
+    left = 1 - done if lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return lowest + (1 - lowest) * left
 
 
-# ---- snapshots and the log ----------------------------------------------------------------------
 def snapshots():  # -> the paths of out_dir's snapshots, the newest first
     paths = Path(out_dir, "snapshots").glob("snapshot_step_*.pt")
     return sorted(paths, key=lambda path: (len(path.name), path.name), reverse=True)
@@ -319,9 +304,8 @@ def check_same_run(path, snapshot, model, meta):
 def check_finite(step, *numbers):
     """Raise ValueError if a number of iteration step is none, before a snapshot holds its like."""
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"iteration {step}: the loss, its gradient or a weight is not a number "
-                         "any more: lower learning_rate or muon_learning_rate; the last snapshot "
-                         "is kept")
+        raise ValueError(f"iteration {step}: the loss, its gradient or a weight is not a number any"
+                         " more: lower learning_rate or muon_learning_rate; the snapshots are kept")
 
 
 def read_log(step):
@@ -367,7 +351,6 @@ def draw_loss(rows):
         file.write("\n".join(svg))
 
 
-# ---- evaluation and samples ---------------------------------------------------------------------
 @torch.no_grad()
 def evaluate(model, tokens, split, vocab_size, device, autocast):
     """Return (nats per token, perplexity, bits per byte) over eval_batches, without dropout."""
@@ -381,7 +364,7 @@ def evaluate(model, tokens, split, vocab_size, device, autocast):
         total += loss * counted
         count += counted
     model.train()
-    total, count = mean_over_processes([total, count], device)
+    total, count = sum_over_processes([total, count], device)
     nats = total / count
     bits = nats / math.log(2) * split["tokens"] / split["bytes"] if split.get("bytes") else math.nan
     return nats, math.exp(min(nats, 700)), bits
@@ -403,7 +386,6 @@ def print_samples(model, encoding, tokens, device, count):
     model.train()
 
 
-# ---- the run ------------------------------------------------------------------------------------
 def main(arguments=None):
     globals().update(config.override(__file__, arguments))
     check_settings()
@@ -475,9 +457,8 @@ def main(arguments=None):
     print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {last} "
           f"iterations of {sequences * block_size:,}, {target_device.type}, {dtype}, {optimizer}")
 
-    def losses_on(split):
-        return evaluate(forward, data[split], meta["splits"][split], model.config.vocab_size,
-                        target_device, autocast)
+    losses_on = lambda split: evaluate(forward, data[split], meta["splits"][split],
+                                       model.config.vocab_size, target_device, autocast)
 
     def save(name):  # one file that alone is enough to go on or to generate text
         check_finite(step, *[weight.sum().item() for weight in model.parameters()])
@@ -499,9 +480,9 @@ def main(arguments=None):
         elif lasting:
             print(text, flush=True)
 
+    report = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format
     if eval_only:
-        print("validation: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format(
-            *losses_on("val")))
+        print(report("validation", *losses_on("val")))
         return 0
     if snapshot and (step >= last or reached) and Path(out_dir, "final_model.pt").exists():
         print(f"nothing left to do: {out_dir}/final_model.pt is the end of this run")
@@ -516,7 +497,7 @@ def main(arguments=None):
     if not snapshot:  # a run that is cut off before its first interval begins again from here
         save("snapshots/snapshot_step_0.pt")
     first_step, rows = step, read_log(step)
-    seconds_before = float(rows[-1][3]) if rows else 0.0
+    started -= float(rows[-1][3]) if rows else 0.0  # the time it has taken so far counts, too
     if rank == 0:
         write_log(rows)
     stop = 0  # above 0 when a process was told to stop
@@ -529,7 +510,6 @@ def main(arguments=None):
     def note(number, frame):
         signals.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
-
     signal.signal(signal.SIGINT, note)
     signal.signal(signal.SIGTERM, note)
     while True:
@@ -537,9 +517,9 @@ def main(arguments=None):
         finished = step >= last or reached
         eval_due = len(data["val"]) > 1 and (finished or step % eval_interval == 0)
         if step and (eval_due or finished or step % log_interval == 0):
+            lr = learning_rate * lr_factor(step - 1, last)
             row = [step, f"{step * sequences / n_blocks:.4f}", step * sequences * block_size,
-                   f"{seconds_before + time.time() - started:.2f}",
-                   f"{learning_rate * lr_factor(step - 1, last):.6g}", f"{loss:.6f}"]
+                   f"{time.time() - started:.2f}", f"{lr:.6g}", f"{loss:.6f}"]
             line = f"iteration {step}/{last}: {row[3]} s, loss {loss:.4f}"
             line += f", {skipped} steps skipped" if skipped else ""
             if eval_due:
@@ -598,7 +578,8 @@ def main(arguments=None):
         due = (log_interval, eval_interval, snapshot_interval, last)
         if (target_device.type != "cuda" or target_loss or (signals and n_processes == 1)
                 or any((step + 1) % interval == 0 for interval in due)):
-            loss, stop = mean_over_processes([total.item(), sum(signals)], target_device)
+            loss, stop = sum_over_processes([total.item(), sum(signals)], target_device)
+            loss /= n_processes
             bad = [i for i, x in enumerate(torch.stack(unseen).tolist()) if not math.isfinite(x)]
             if bad and not scaler.is_enabled() or not math.isfinite(loss):
                 check_finite(step - len(unseen) + 2 + bad[0], math.nan)
@@ -624,8 +605,7 @@ def main(arguments=None):
     if len(data["test"]) > 1:
         best = Path(out_dir, "best.pt" if best_val_loss < math.inf else "final_model.pt")
         model.load_state_dict(read_snapshot(best)["model_state_dict"])
-        print("test with {}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format(
-            best, *losses_on("test")))
+        print(report(f"test with {best}", *losses_on("test")))
     return 0
 
 

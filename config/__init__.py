@@ -80,7 +80,6 @@ def run_config(path, settings, described):
 
 def override(script, arguments):
     """Return the script's settings {name: value} after its command-line arguments.
-
     An unknown name, a wrong type or a broken config file ends with exit code 2 and one line."""
     described = read_settings(script)
     settings = {name: default for name, (default, _) in described.items()}

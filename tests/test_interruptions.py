@@ -165,7 +165,8 @@ def results(folder):
 
 def steps_of_adamw(folder):
     """Return how many steps AdamW has counted at the end of a run, over its parameters."""
-    states = read_snapshot(folder / "final_model.pt")["optimizer_state_dict"]["state"].values()
+    saved = read_snapshot(folder / "final_model.pt")["optimizer_state_dict"]
+    states = [state for optimizer in saved for state in optimizer["state"].values()]
     return {int(state["step"]) for state in states if "step" in state}
 
 
