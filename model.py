@@ -1,4 +1,4 @@
-"""The whole GPT-2: embeddings, blocks, loss, generation, and its weights from and to files.
+"""The whole GPT-2: embeddings, blocks, loss, generation, and reading it from a snapshot.
 
 Notable, against what one may know from other GPTs:
 - it is GPT-2 to the letter (Radford et al. 2019), so that whatever is trained here opens in every
@@ -335,11 +335,6 @@ class GPT(nn.Module):
             logits = self(fresh, cache=cache)[0][:, -1]
         finished.sort(key=lambda beam: -beam[0])
         return [(ids, log_prob) for _, ids, log_prob in finished[:beams]]
-
-    @classmethod
-    def from_pretrained(cls, name, dropout=0.0):
-        raise ValueError(f"init_from={name!r}: pretrained weights can't be loaded yet; expected "
-                         "'auto', 'scratch' or 'resume'")
 
     @classmethod
     def from_snapshot(cls, path):

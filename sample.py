@@ -1,4 +1,4 @@
-"""Text from a model: from a snapshot of train.py, from GPT-2, from any folder that holds a GPT-2.
+"""Text from a model that train.py made.
 
     python sample.py --start="O gentle night"
     python sample.py --start=FILE:prompt.txt --num_samples=3 --temperature=1.0 --top_p=0.9
@@ -22,7 +22,7 @@ from prepare import load_tokenizer
 
 out_dir = "out"  # folder of the run to sample from
 snapshot = "auto"  # 'best', 'final', 'latest' or a path; 'auto' is the first of these that is there
-init_from = "auto"  # 'auto' for a snapshot, or weights: 'gpt2', 'owner/name', a folder
+init_from = "auto"  # as in train.py: 'auto' and 'resume' take a snapshot of out_dir
 start = "\n"  # the prompt; FILE:path reads a file, - standard input, '' begins a new document
 num_samples = 1  # continuations, made side by side
 max_new_tokens = 200  # length of each
@@ -40,8 +40,8 @@ device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes the fastest that
 dtype = "auto"  # 'float32', 'bfloat16' or 'float16'
 
 
-def check_settings():
-    """End with exit code 2 if a setting has a value that can't be meant."""
+def check_settings():  # one that can't be meant ends with exit code 2
+    config.one_of(globals(), "init_from", "auto", "resume")
     config.at_least(globals(), 1, "num_samples stride")
     config.at_least(globals(), 0, "max_new_tokens temperature top_k beams probs seed "
                     "length_penalty")
@@ -50,17 +50,14 @@ def check_settings():
 
 
 def load_model():
-    """Return the model that snapshot or init_from names, with its tokenizer's description."""
-    if init_from not in ("auto", "resume"):
-        return GPT.from_pretrained(init_from)
+    """Return the model that the setting snapshot names, with its tokenizer's description."""
     snapshots = Path(out_dir, "snapshots").glob("snapshot_step_*.pt")
     latest = max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
     there = {"best": Path(out_dir, "best.pt"), "final": Path(out_dir, "final_model.pt"),
              "latest": latest}
     there = {name: path for name, path in there.items() if path and path.exists()}
     if snapshot == "auto" and not there:
-        raise ValueError(f"there is no snapshot in {out_dir}: python train.py makes one, "
-                         "--init_from=gpt2 takes OpenAI's weights")
+        raise ValueError(f"there is no snapshot in {out_dir}: python train.py makes one")
     path = next(iter(there.values())) if snapshot == "auto" else there.get(snapshot, snapshot)
     return GPT.from_snapshot(path)
 

@@ -27,7 +27,7 @@ from prepare import fingerprint, gpt2_tokenizer, load_tokenizer, read_meta, sett
 # where the data is and where the results go
 data_dir = "data"  # folder with train.bin and val.bin
 out_dir = "out"  # folder for snapshots, log.csv and loss.svg
-init_from = "auto"  # 'auto' goes on if it can, 'scratch', 'resume', or weights: 'gpt2', a folder
+init_from = "auto"  # 'auto' goes on if it can, 'scratch' begins anew, 'resume' has to go on
 overwrite = False  # let init_from='scratch' delete the run that is in out_dir
 snapshot_interval = 100  # iterations between snapshots
 keep_snapshots = 2  # how many of the newest snapshots are kept
@@ -80,12 +80,12 @@ LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", "val_lo
                "val_perplexity", "val_bits_per_byte")
 
 
-def check_settings():
-    """End with exit code 2 if a setting has a value that can't be meant."""
+def check_settings():  # one that can't be meant ends with exit code 2
     config.one_of(globals(), "optimizer", "muon", "adamw")
     config.one_of(globals(), "lr_schedule", "linear", "cosine", "step", "constant")
     config.one_of(globals(), "target_split", "train", "val")
     config.one_of(globals(), "size", "", *SIZES)
+    config.one_of(globals(), "init_from", "auto", "scratch", "resume")
     config.at_least(globals(), 1, "batch_size gradient_accumulation_steps snapshot_interval "
                     "keep_snapshots log_interval eval_interval lr_step_iters block_size")
     config.at_least(globals(), 0, "max_iters max_epochs eval_iters warmup_iters grad_clip seed "
@@ -416,20 +416,11 @@ def main(arguments=None):
     if init_from == "resume" and not snapshot:
         raise ValueError(f"init_from='resume', but there is no snapshot in {out_dir}")
 
-    # The model is new, or the snapshot's (which has to fit the settings), or pretrained.
+    # The model is new or the snapshot's, which has to fit the settings.
     torch.manual_seed(seed)
-    if init_from in ("auto", "scratch", "resume"):
-        shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, **SIZES.get(size, {}),
-                 "block_size": block_size, "vocab_size": meta["vocab_size"], "bias": bias}
-        model = GPT(GPTConfig(**shape, dropout=dropout))
-    elif snapshot:
-        model = GPT(GPTConfig(**snapshot["model_config"] | {"dropout": dropout}))
-    else:
-        model = GPT.from_pretrained(init_from, dropout=dropout)
-        model.crop_block_size(min(block_size, model.config.block_size))
-    if meta["vocab_size"] > model.config.vocab_size:
-        raise ValueError(f"{data_dir} has {meta['vocab_size']} kinds of tokens, {init_from} knows "
-                         f"{model.config.vocab_size}: python prepare.py --tokenizer=gpt2")
+    shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, **SIZES.get(size, {}),
+             "block_size": block_size, "vocab_size": meta["vocab_size"], "bias": bias}
+    model = GPT(GPTConfig(**shape, dropout=dropout))
     if snapshot:
         check_same_run(path, snapshot, model, meta)
         model.load_state_dict(snapshot["model_state_dict"])
