@@ -1,0 +1,48 @@
+"""The same run under torchrun: DDP over gloo, two processes on this machine."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TINY, succeed
+
+from model import read_snapshot
+
+RUN = [*TINY, "--gradient_accumulation_steps=4", "--optimizer=muon", "--max_iters=20"]
+
+
+def torchrun(processes, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               f"--nproc_per_node={processes}", "train.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=dict(os.environ, OMP_NUM_THREADS="1"),
+                          capture_output=True, text=True, timeout=120)
+
+
+def losses(out_dir):
+    with open(out_dir / "log.csv", newline="") as file:
+        return [(float(row["train_loss"]), float(row["val_loss"] or 0))
+                for row in csv.DictReader(file)]
+
+
+def test_two_processes_see_the_data_and_have_the_losses_of_one(data_dir, tmp_path):
+    where = [f"--data_dir={data_dir}"]
+    succeed("train", *RUN, *where, f"--out_dir={tmp_path / 'one'}")
+    done = torchrun(2, *RUN, *where, f"--out_dir={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "two")) == 20
+    for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert one == pytest.approx(two, abs=1e-4)
+    assert done.stdout.count("iteration 20/20") == 1  # one process speaks for all
+    # one process goes on from the snapshot of two
+    out = succeed("train", *RUN, *where, f"--out_dir={tmp_path / 'two'}", "--max_iters=22")
+    assert "going on from" in out
+    assert read_snapshot(tmp_path / "two" / "final_model.pt")["step"] == 22
+
+
+def test_micro_batches_that_cant_be_divided_are_refused_with_the_numbers(data_dir, tmp_path):
+    done = torchrun(2, *RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path}",
+                    "--gradient_accumulation_steps=3")
+    assert done.returncode != 0
+    assert "gradient_accumulation_steps=3" in done.stderr and "2 processes" in done.stderr
