@@ -1,6 +1,6 @@
 """How fast train.py's iteration is here, each time beside something in the same run.
 
-    python tests/bench_train.py            # the tables for this machine (CPU, or GPU if there is one)
+    python tests/bench_train.py            # the tables for this machine, CPU or GPU
     python tests/bench_train.py --quick    # the small model only
 
 The ceiling is the rate of a large matrix product on this machine, measured first. Rows are measured
