@@ -365,8 +365,7 @@ def read_snapshot(path):
         if snapshot["format_version"] != 1:
             raise ValueError(f"its format_version {snapshot['format_version']} is not 1: it was "
                              "written by another version of train.py")
-        with torch.device("meta"):  # a trial that takes no memory
-            model = GPT(GPTConfig(**snapshot["model_config"]))
+        model = GPT(GPTConfig(**snapshot["model_config"]))  # a trial
         model.load_state_dict(dict(snapshot["model_state_dict"]), assign=True)
     except FileNotFoundError:
         raise
