@@ -69,7 +69,10 @@ def choose_device(device="auto", dtype="auto", compile="auto"):
     device = torch.device(device)
     if dtype == "auto" and device.type == "cuda":
         dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    dtype = "float32" if dtype == "auto" else dtype
+    if dtype == "auto":  # bfloat16 pays on AMX and on AMD's cores, not on Intel's without AMX
+        has = getattr(torch.cpu, "get_capabilities", dict)().get  # (older versions can't tell)
+        fast = has("amx_bf16") or has("avx512_bf16") and not has("avx512_fp16")
+        dtype = "bfloat16" if fast and device.type == "cpu" else "float32"
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
     if compile not in ("auto", True, False):
@@ -103,7 +106,11 @@ class Block(nn.Module):
             k, v = past[:, :, :, :position + T]
         # Each query takes the mean of the values up to its position, weighted by how well it fits
         # their keys. (GPT-2 also dropped weights in training: no fast kernel on a CPU can do that.)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+        if x.requires_grad and x.device.type == "cpu":
+            with torch.autocast("cpu", enabled=False):  # bfloat16's backward takes 5 times as long
+                y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         x = x + self.dropout(self.attn["c_proj"](y))
         # (B, T, C) -> (B, T, 4C) -> (B, T, C)
@@ -153,27 +160,29 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets, backward_follows):  # (N, C), (V, C), (N,) -> ()
-        total = x.new_zeros(())
-        grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
-        count = (targets != -1).sum()
+        matrix = weight.to(x.dtype)
+        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        total = weight.new_zeros(())
         for part, grad, y in zip(x.split(256), grad_x.split(256), targets.split(256)):
             counts = (y != -1)[:, None]
-            log_probs = F.log_softmax(part @ weight.T, dim=-1)  # (256, V)
+            log_probs = F.log_softmax(part @ matrix.T, dim=-1, dtype=weight.dtype)  # (256, V)
             y = y.clamp(min=0)[:, None]
-            total -= (log_probs.gather(1, y) * counts).sum() / count
+            total -= (log_probs.gather(1, y) * counts).sum()
             if backward_follows:
                 grad_logits = log_probs.exp_()
                 grad_logits.scatter_add_(1, y, grad_logits.new_full(y.shape, -1.0))
-                grad_logits *= counts / count
-                torch.mm(grad_logits, weight, out=grad)
-                grad_weight.addmm_(grad_logits.T, part)
+                grad_logits = grad_logits.mul_(counts).to(x.dtype)
+                torch.mm(grad_logits, matrix, out=grad)
+                grad_weight += grad_logits.T @ part
         ctx.save_for_backward(grad_x, grad_weight)
-        return total
+        ctx.count = (targets != -1).sum()
+        return total / ctx.count
 
     @staticmethod
     def backward(ctx, grad_output):
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x.mul_(grad_output), grad_weight.mul_(grad_output), None, None
+        scale = grad_output / ctx.count
+        return grad_x.mul_(scale), grad_weight.mul_(scale), None, None
 
 
 class GPT(nn.Module):
@@ -226,9 +235,11 @@ class GPT(nn.Module):
 
     def loss(self, x, targets):  # (N, C), (N,) -> mean cross-entropy over the targets that count
         weight = self.lm_head.weight
-        if not x.is_cuda:
-            with torch.autocast(x.device.type, enabled=False):
-                return ChunkedCrossEntropy.apply(x.float(), weight, targets,
+        kind = x.device.type
+        if kind != "cuda":
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+            with torch.autocast(kind, enabled=False):
+                return ChunkedCrossEntropy.apply(x.to(dtype), weight, targets,
                                                  torch.is_grad_enabled())
         # Tensor cores want multiples of 128; the logits of the padding are cut off at once.
         logits = F.linear(x, F.pad(weight, (0, 0, 0, -len(weight) % 128)))[:, :len(weight)]
@@ -259,6 +270,21 @@ class GPT(nn.Module):
         wpe = self.transformer.wpe
         wpe.weight = nn.Parameter(wpe.weight[:block_size].detach().clone())
         wpe.num_embeddings = self.config.block_size = block_size
+
+    def pack(self, rows=1):
+        """Prepare for generating so many texts at a time: on a CPU, keep copies of the large
+        matrices in the order in which oneDNN's kernels for few rows read them, which takes half
+        the time of nn.Linear's. From then on the model can't be trained."""
+        weight = self.lm_head.weight
+        known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16
+                                                  and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        for layer in self.modules():
+            if (isinstance(layer, nn.Linear) and layer.weight.numel() >= 1 << 19  # not in the cache
+                    and known and weight.is_cpu and torch.backends.mkldnn.is_available()):
+                copy = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+                layer.forward = lambda x, copy=copy, bias=layer.bias: (
+                    torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], ""))
+        return self
 
     @torch.inference_mode()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,

@@ -235,7 +235,6 @@ def main(arguments=None):
     config.one_of(globals(), "tokenizer", "bpe", "gpt2")
     if vocab_size < 257:
         config.usage(f"vocab_size={vocab_size}: 256 bytes and {END_OF_TEXT} make 257 the least")
-    config.at_least(globals(), 0, "val_fraction test_fraction")
     if val_fraction + test_fraction >= 1:
         config.usage(f"val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing "
                      "for training: lower them")

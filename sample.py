@@ -43,8 +43,6 @@ dtype = "auto"  # 'float32', 'bfloat16' or 'float16'
 def check_settings():  # one that can't be meant ends with exit code 2
     config.one_of(globals(), "init_from", "auto", "resume")
     config.at_least(globals(), 1, "num_samples stride")
-    config.at_least(globals(), 0, "max_new_tokens temperature top_k beams probs seed "
-                    "length_penalty")
     if not 0 < top_p <= 1:
         config.usage(f"top_p={top_p}: expected above 0 and at most 1")
 
@@ -177,11 +175,16 @@ def main(arguments=None):
     elif start.startswith("FILE:"):
         text = read_text(start[5:])
     scored_text = read_text(score) if score else ""
-    model = load_model().to(target_device, matrix_dtype).eval()
+    model = load_model()
+    if dtype == "auto" and target_device.type == "cpu" and (score or model.num_params() < 2e7):
+        matrix_dtype = torch.float32  # small matrices stay in the cache: halving them gains nothing
+    model.to(target_device, matrix_dtype).eval()
     encoding = load_tokenizer(model.tokenizer)
     if score:
         print_score(model, encoding, scored_text)
-    elif interactive:
+        return
+    model.pack(beams or num_samples)
+    if interactive:
         converse(model, encoding)
     else:
         generate(model, encoding, text)

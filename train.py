@@ -88,10 +88,6 @@ def check_settings():  # one that can't be meant ends with exit code 2
     config.one_of(globals(), "init_from", "auto", "scratch", "resume")
     config.at_least(globals(), 1, "batch_size gradient_accumulation_steps snapshot_interval "
                     "keep_snapshots log_interval eval_interval lr_step_iters block_size")
-    config.at_least(globals(), 0, "max_iters max_epochs eval_iters warmup_iters grad_clip seed "
-                    "weight_decay learning_rate muon_learning_rate min_lr target_loss lr_gamma "
-                    "sample_interval num_return_sequences max_length lr_decay_iters")
-
 
 def keep_memory():  # glibc: giving memory back and getting it again, cleared, costs half a step
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
@@ -578,7 +574,8 @@ def main(arguments=None):
             unseen.clear()
         for opt in optimizers:
             if not scaler.is_enabled() or norm.isfinite():  # else all of them skip the step
-                scaler.step(opt)
+                with autocast:  # for Muon's matrix products
+                    scaler.step(opt)
             opt.zero_grad(set_to_none=True)
         scaler.update()
         step += 1

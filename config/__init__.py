@@ -10,6 +10,7 @@ The command line changes them from left to right, by config files and by --key=v
 
 import ast
 import difflib
+import math
 import re
 import sys
 from pathlib import Path
@@ -36,8 +37,8 @@ def assign(settings, name, value, described):
         usage(f"there is no setting {name!r}: did you mean {near[0]!r}? (--help lists them all)")
     default = described[name][0]
     expected = type(default)
-    if type(value) is int and abs(value) >= 2**63:
-        usage(f"{name}: the number is too large")
+    if type(value) in (int, float) and not 0 <= value < (2**63 if type(value) is int else math.inf):
+        usage(f"{name}={value}: expected a number from 0, below 2**63")
     if expected is float and type(value) is int:
         value = float(value)
     if expected is int and type(value) is float and value.is_integer():

@@ -74,7 +74,7 @@ def tokens_per_second(generators, batch_size, vocab_size, new=NEW):
 
 def bench_gpt2(bytes_per_second):
     """GPT-2 with 124M random weights, greedy."""
-    ours = GPT(GPTConfig()).to(DEVICE).eval()
+    ours = GPT(GPTConfig())
     theirs = None
     if transformers:
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config()).to(DEVICE).eval()
@@ -85,13 +85,14 @@ def bench_gpt2(bytes_per_second):
     print(f"{'dtype':10}{'batch':>6}{'ours':>9}{'transformers':>14}{'ratio':>7}{'floor':>9}"
           f"{'of floor':>10}")
     for dtype in dtypes():
-        ours.to(dtype)
-        generators = [lambda ids, new: ours.generate(ids, new, temperature=0)]
+        ours = GPT(GPTConfig()).to(DEVICE, dtype).eval()
+        generators = [lambda ids, new, ours=ours: ours.generate(ids, new, temperature=0)]
         if theirs:
             theirs.to(dtype)
             generators.append(
                 lambda ids, new: theirs.generate(ids, max_new_tokens=new, do_sample=False))
         for batch_size in (1, 8):
+            ours.pack(batch_size)
             speeds = tokens_per_second(generators, batch_size, 50257)
             floor = batch_size * bytes_per_second / (read * dtype.itemsize)
             beside = (f"{speeds[1]:14.1f}{speeds[0] / speeds[1]:7.2f}" if theirs

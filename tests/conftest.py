@@ -21,7 +21,8 @@ import train  # noqa: E402
 
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=4",
         "--max_iters=12", "--log_interval=1", "--eval_interval=4", "--eval_iters=2",
-        "--snapshot_interval=4", "--num_return_sequences=0", "--device=cpu", "--warmup_iters=2"]
+        "--snapshot_interval=4", "--num_return_sequences=0", "--device=cpu", "--warmup_iters=2",
+        "--dtype=float32"]
 
 
 def call(script, *arguments):

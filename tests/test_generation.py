@@ -184,6 +184,25 @@ def test_text_follows_the_weights_when_they_change(n_embd):
     assert not after.equal(before)
 
 
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_packed_model_gives_the_same_logits_and_the_same_greedy_text(batch_size):
+    plain, packed = tiny_model(n_embd=384), tiny_model(n_embd=384).pack(batch_size)
+    prompt = random_ids(batch_size, 5)
+    steps = zip(plain.stream(prompt, 40, temperature=0), packed.stream(prompt, 40, temperature=0))
+    for (expected_ids, expected_logits), (ids, logits) in steps:
+        torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-4)
+        assert ids.equal(expected_ids)
+    assert any("forward" in vars(layer) for layer in packed.modules()), "nothing was packed"
+
+
+def test_a_packed_model_in_bfloat16_stays_close_to_the_plain_one():
+    plain = tiny_model(n_embd=384).to(torch.bfloat16)
+    prompt = random_ids(2, 5)
+    expected = next(plain.stream(prompt, 1, temperature=0))[1]
+    logits = next(plain.pack(2).stream(prompt, 1, temperature=0))[1]
+    torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.2)
+
+
 def test_tokens_come_one_by_one_while_the_text_grows():
     stream = tiny_model().stream(random_ids(1, 3), 10 ** 9)
     assert [next(stream)[0].shape for _ in range(5)] == [(1, 1)] * 5

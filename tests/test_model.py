@@ -187,8 +187,18 @@ def test_an_impossible_shape_is_refused_by_name(changes, word):
         tiny(**changes)
 
 
-def test_cpu_means_float32_and_no_compilation_unless_asked_for():
+@pytest.mark.parametrize("capabilities, dtype", [
+    ({}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16),
+    ({"amx_bf16": True, "avx512_fp16": True}, torch.bfloat16),
+    ({"avx512_bf16": True, "avx512_fp16": True}, torch.float32)])
+def test_a_cpu_computes_in_bfloat16_where_that_is_faster(monkeypatch, capabilities, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert choose_device("cpu") == (torch.device("cpu"), dtype, False)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert choose_device("cpu") == (torch.device("cpu"), torch.float32, False)
+
+
+def test_a_dtype_and_compilation_that_are_asked_for_are_taken():
     assert choose_device("cpu", "bfloat16", True) == (torch.device("cpu"), torch.bfloat16, True)
 
 

@@ -52,7 +52,6 @@ def test_the_defaults_are_the_assignments_above_the_first_function(script):
 @pytest.mark.parametrize("argument, name, value", [
     ("--steps=3", "steps", 3),
     ("--steps=1e3", "steps", 1000),
-    ("--steps=-2", "steps", -2),
     ("--rate=2", "rate", 2.0),
     ("--rate=1e-4", "rate", 1e-4),
     ("--name=hello there", "name", "hello there"),
@@ -79,6 +78,12 @@ def test_a_wrong_type_is_refused_with_what_was_found_and_expected(script, capsys
     error = usage_error(capsys, script, argument)
     assert argument[2:].split("=")[0] in error
     assert any(kind in error for kind in ("int", "float", "bool", "str"))
+
+
+@pytest.mark.parametrize("argument", ["--rate=-0.5", "--steps=-2", "--rate=1e999",
+                                      "--steps=9223372036854775808", "--rate=1" + "0" * 400])
+def test_a_number_below_0_or_beyond_all_bounds_is_refused(script, capsys, argument):
+    assert f"{argument[2:].split('=')[0]}=" in usage_error(capsys, script, argument)
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_name(script, capsys):
