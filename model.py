@@ -80,6 +80,19 @@ def choose_device(device="auto", dtype="auto", compile="auto"):
     return device, getattr(torch, dtype), device.type == "cuda" if compile == "auto" else compile
 
 
+class Dropout(nn.Dropout):
+    """nn.Dropout; but to draw a random number for each element takes a CPU as long as a matrix
+    product, so there each gets a byte of noise, and eight bytes are drawn at once."""
+
+    def forward(self, x):
+        if not (self.training and self.p and x.is_cpu):
+            return super().forward(x)
+        dropped = max(1, round(256 * self.p))  # of the 256 values of a byte
+        noise = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-2**63, None)
+        kept = noise.view(torch.uint8)[:x.numel()].view(x.shape) >= dropped
+        return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
+
+
 class Block(nn.Module):
     """One layer: each position looks at those before it (attention), then thinks (mlp). Both add
     to the stream x, and each normalizes what it reads of it."""
@@ -94,23 +107,22 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(n_embd, bias=bias)
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(n_embd, 4 * n_embd, bias=bias),
                                   "c_proj": nn.Linear(4 * n_embd, n_embd, bias=bias)})
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
-    def forward(self, x, past=None, position=0):  # (B, T, C) -> (B, T, C)
+    def forward(self, x, past=None, positions=None, mask=None):  # (B, T, C) -> (B, T, C)
         B, T, C = x.shape
         # (B, T, 3C) -> queries, keys and values of (B, n_head, T, head_dim)
         qkv = self.attn["c_attn"](self.ln_1(x)).view(B, T, 3, self.n_head, -1)
         q, k, v = qkv = qkv.permute(2, 0, 3, 1, 4)
-        if past is not None:  # (2, B, n_head, block_size, head_dim): keys and values so far
-            past[:, :, :, position:position + T] = qkv[1:]
-            k, v = past[:, :, :, :position + T]
+        if past is not None:  # (2, B, n_head, positions up to now, head_dim): keys and values
+            k, v = past.index_copy_(3, positions, qkv[1:])
         # Each query takes the mean of the values up to its position, weighted by how well it fits
         # their keys. (GPT-2 also dropped weights in training: no fast kernel on a CPU can do that.)
         if x.requires_grad and x.device.type == "cpu":
             with torch.autocast("cpu", enabled=False):  # bfloat16's backward takes 5 times as long
                 y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         x = x + self.dropout(self.attn["c_proj"](y))
         # (B, T, C) -> (B, T, 4C) -> (B, T, C)
@@ -127,10 +139,11 @@ class Cache:
     def __init__(self, model, batch_size):
         config, weight = model.config, model.lm_head.weight
         # (n_layer, keys and values, B, n_head, block_size, head_dim)
-        self.past = torch.empty(
+        self.past = torch.zeros(
             config.n_layer, 2, batch_size, config.n_head, config.block_size,
             config.n_embd // config.n_head, device=weight.device, dtype=weight.dtype)
         self.length = 0  # positions filled
+        self.position = None  # the next one, where it has to be on the device (GPT.record)
 
 
 def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
@@ -192,7 +205,7 @@ class GPT(nn.Module):
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
             wpe=nn.Embedding(config.block_size, config.n_embd),
-            drop=nn.Dropout(config.dropout),
+            drop=Dropout(config.dropout),
             h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             ln_f=nn.LayerNorm(config.n_embd, bias=config.bias),
         ))
@@ -214,17 +227,22 @@ class GPT(nn.Module):
         none counts; cache: a Cache of what came before idx. Returns (logits, loss):
         (B, T, vocab_size) and the mean cross-entropy in nats with targets (logits None without
         return_logits, which saves their memory), (B, 1, vocab_size) and None without."""
-        T = idx.size(1)
-        position = 0 if cache is None else cache.length
-        if position + T > self.config.block_size:
-            raise ValueError(f"{position + T} tokens don't fit block_size="
-                             f"{self.config.block_size}: shorten them")
-        positions = self.transformer.wpe.weight[position:position + T]  # (T, C)
-        x = self.transformer.drop(self.transformer.wte(idx) + positions)  # (B, T, C)
+        T, block_size = idx.size(1), self.config.block_size
+        start = cache.length if cache else 0
+        if start + T > block_size:
+            raise ValueError(f"{start + T} tokens don't fit block_size={block_size}: shorten them")
+        end, positions, mask = start + T, torch.arange(start, start + T, device=idx.device), None
+        if cache and cache.position is not None:
+            end, positions = block_size, cache.position
+        if start and T > 1 or end > start + T:  # (T, end): what each position may look at
+            mask = positions[:, None] >= torch.arange(end, device=idx.device)
+        # (B, T) -> (B, T, C)
+        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(positions))
         for i, block in enumerate(self.transformer.h):
-            x = block(x) if cache is None else block(x, cache.past[i], position)
+            past = cache.past[i, :, :, :, :end] if cache else None
+            x = block(x, past, positions, mask)
         x = self.transformer.ln_f(x)
-        if cache is not None:
+        if cache:
             cache.length += T
         if targets is None:
             return self.lm_head(x[:, -1:]), None  # the last position is all that is asked for
@@ -286,9 +304,33 @@ class GPT(nn.Module):
                     torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], ""))
         return self
 
+    def record(self, cache):
+        """Return a function ids (B, 1) -> logits (B, 1, vocab_size) that makes one step with the
+        cache as a CUDA graph: what a step starts on the GPU is recorded once and from then on
+        started all at once, without Python in between. So its shapes are fixed: it looks at the
+        whole block, with a mask over what isn't filled yet."""
+        ids = torch.zeros(cache.past.size(2), 1, dtype=torch.long, device=cache.past.device)
+        cache.position = position = torch.zeros_like(ids[0])
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()  # what is done only once must happen before, and not in it
+        with torch.cuda.stream(side):
+            self(ids, cache=cache)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            logits = self(ids, cache=cache)[0]
+        cache.position, cache.length = None, 0
+
+        def step(fresh):
+            ids.copy_(fresh)
+            position.fill_(cache.length)
+            graph.replay()
+            cache.length += 1
+            return logits
+        return step
+
     @torch.inference_mode()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,
-               generator=None):
+               generator=None, compile=False):
         """Yield the next tokens of idx one by one: (B, T) -> (ids (B, 1), logits (B, vocab_size)).
         A row that has reached eos_token repeats it; when all have, the stream ends. The text may
         outgrow block_size: positions can't slide, so when the cache is full the newest half of
@@ -301,6 +343,7 @@ class GPT(nn.Module):
             raise ValueError(f"top_p={top_p}: expected above 0 and at most 1")
         block_size = self.config.block_size
         cache = Cache(self, len(idx))
+        step = self.record(cache) if compile and idx.is_cuda else None
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
         fresh = idx[:, -block_size:]  # what the model hasn't read yet
         text = [fresh]  # since the block was begun
@@ -309,7 +352,8 @@ class GPT(nn.Module):
                 cache.length = 0
                 fresh = torch.cat(text, dim=1)[:, -(block_size // 2 or 1):]
                 text = [fresh]
-            logits = self(fresh, cache=cache)[0][:, -1]
+            one = step and cache.length  # after the first time it's one token, mostly
+            logits = (step(fresh) if one else self(fresh, cache=cache)[0])[:, -1]
             fresh = choose_token(logits, temperature, top_k, top_p, generator)
             if eos_token is not None:
                 fresh = fresh.masked_fill(done, eos_token)

@@ -38,6 +38,7 @@ stride = 32  # tokens that --score's window of block_size moves on by
 seed = 1337  # the same seed gives the same text
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes the fastest that is there
 dtype = "auto"  # 'float32', 'bfloat16' or 'float16'
+compile = False  # on CUDA: record the work of one token once, as a CUDA graph, and replay it
 
 
 def check_settings():  # one that can't be meant ends with exit code 2
@@ -102,7 +103,7 @@ def generate(model, encoding, text):
     steps = []
     print(text if live else "", end="", flush=True)
     for new, logits in model.stream(ids, max_new_tokens, temperature, top_k, top_p,
-                                    encoding.eot_token, generator):
+                                    encoding.eot_token, generator, compile):
         steps.append(new[:, 0].tolist())
         if probs:
             show_step(logits[0], steps[-1][0], encoding)

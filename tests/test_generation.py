@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, GPTConfig
+from model import GPT, Cache, GPTConfig
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
@@ -182,6 +182,40 @@ def test_text_follows_the_weights_when_they_change(n_embd):
     after = model.generate(prompt, 12, temperature=0)
     assert after.equal(plain_greedy(model, prompt, 12))
     assert not after.equal(before)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_step_of_fixed_shape_gives_the_logits_of_a_plain_forward_pass(device):
+    """What a CUDA graph records: the whole block is looked at, and its empty part is masked."""
+    model = tiny_model(device=device)
+    ids = random_ids(3, 16, device=device)
+    cache = Cache(model, 3)
+    with torch.no_grad():
+        expected = model(ids, ids)[0]
+        model(ids[:, :5], cache=cache)
+        for position in range(5, 16):
+            cache.position = torch.tensor([position], device=device)
+            logits = model(ids[:, position:position + 1], cache=cache)[0]
+            torch.testing.assert_close(logits[:, 0], expected[:, position], rtol=1e-4, atol=1e-4)
+
+
+def test_several_tokens_at_once_may_follow_what_a_cache_holds():
+    model, ids = tiny_model(), random_ids(2, 12)
+    cache = Cache(model, 2)
+    with torch.no_grad():
+        model(ids[:, :4], cache=cache)
+        logits = model(ids[:, 4:], cache=cache)[0]
+        expected = model(ids)[0]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_text_is_the_same_with_steps_replayed_as_a_cuda_graph(batch_size):
+    model = tiny_model(device="cuda")
+    prompt = random_ids(batch_size, 5, device="cuda")
+    expected = model.generate(prompt, 50, temperature=0)
+    assert model.generate(prompt, 50, temperature=0, compile=True).equal(expected)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])

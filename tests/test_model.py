@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, SIZES, ChunkedCrossEntropy, GPTConfig, choose_device
+from model import GPT, SIZES, ChunkedCrossEntropy, Dropout, GPTConfig, choose_device
 
 TINY = GPTConfig(block_size=16, vocab_size=61, n_layer=2, n_head=2, n_embd=32)
 
@@ -209,3 +209,44 @@ def test_a_dtype_and_compilation_that_are_asked_for_are_taken():
 def test_an_unknown_device_or_dtype_is_refused_by_name(settings, word):
     with pytest.raises(ValueError, match=word):
         choose_device(**settings)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.05, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_leaves_out_the_share_asked_for_and_keeps_the_mean(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(400, 1001, dtype=dtype, requires_grad=True)
+    y = Dropout(p)(x)
+    y.sum().backward()
+    assert y.dtype == dtype and (y == 0).float().mean().item() == pytest.approx(p, abs=0.004)
+    assert y.float().mean().item() == pytest.approx(1, abs=0.02)
+    assert x.grad.equal(y.detach()), "what is left out gets no gradient, and the rest is scaled"
+    assert Dropout(p).eval()(x) is x or Dropout(p).eval()(x).equal(x)
+
+
+def test_dropout_leaves_out_each_element_independently_of_its_neighbours_and_by_the_seed():
+    torch.manual_seed(0)
+    x = torch.ones(1 << 20)
+    zeros = (Dropout(0.5)(x) == 0).float()
+    assert not zeros.equal((Dropout(0.5)(x) == 0).float())
+    for distance in (1, 2, 4, 8, 16):
+        both = (zeros[:-distance] * zeros[distance:]).mean().item()
+        assert both == pytest.approx(0.25, abs=0.003)
+    for place in range(8):  # in the eight bytes of a number none is special
+        assert zeros[place::8].mean().item() == pytest.approx(0.5, abs=0.007)
+    torch.manual_seed(0)
+    assert zeros.equal((Dropout(0.5)(x) == 0).float())
+
+
+def test_gradients_in_bfloat16_stay_close_to_those_in_float32():
+    gradients = []
+    for enabled in (False, True):
+        model = tiny()
+        ids = torch.randint(61, (8, 17), generator=torch.Generator().manual_seed(2))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            model(ids[:, :-1], ids[:, 1:], return_logits=False)[1].backward()
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert F.cosine_similarity(*gradients, dim=0) > 0.999
+    assert gradients[1].norm().item() == pytest.approx(gradients[0].norm().item(), rel=0.01)
+    assert not gradients[0].equal(gradients[1])
