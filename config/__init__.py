@@ -44,6 +44,8 @@ def assign(settings, name, value, described):
         value = int(value)
     if type(value) is not expected and not (default == "auto" and type(value) is bool):
         usage(f"{name}={value!r} is of type {type(value).__name__}, not {expected.__name__}")
+    if expected in (int, float) and not 0 <= value < float("inf"):
+        usage(f"{name}={value}: expected a number from 0")
     settings[name] = value
 
 

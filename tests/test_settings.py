@@ -52,7 +52,6 @@ def test_the_defaults_are_the_assignments_above_the_first_function(script):
 @pytest.mark.parametrize("argument, name, value", [
     ("--steps=3", "steps", 3),
     ("--steps=1e3", "steps", 1000),
-    ("--steps=-2", "steps", -2),
     ("--rate=2", "rate", 2.0),
     ("--rate=1e-4", "rate", 1e-4),
     ("--name=hello there", "name", "hello there"),
