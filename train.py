@@ -101,7 +101,7 @@ def load_data(folder):
     """Return (meta, {split: token ids}); the ids are mapped, so that only what is used is read.
     A folder without meta.json, such as nanoGPT makes, is taken as GPT-2's tokens in uint16."""
     settle(folder)
-    meta = read_meta(folder) or {"vocab_size": 50257, "dtype": "uint16", "splits": {}}
+    meta = read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={}, tokenizer=None)
     data = {}
     for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
@@ -116,7 +116,7 @@ def load_data(folder):
     if len(data["train"]) <= block_size:
         raise ValueError(f"{folder}/train.bin has {len(data['train'])} tokens, block_size="
                          f"{block_size} needs {block_size + 1}: lower it or give more text")
-    if "tokenizer" not in meta:
+    if not meta["tokenizer"]:
         try:
             meta["tokenizer"] = gpt2_tokenizer()
         except OSError as error:
@@ -416,9 +416,9 @@ def main(arguments=None):
         if rank == 0:
             weights["lm_head.weight"] = weights["transformer.wte.weight"]  # the same, written once
             with whole_file(out / name) as file:
-                torch.save({**run, "step": step, "loss": loss, "best_val_loss": best_val_loss,
+                torch.save({"step": step, "loss": loss, "best_val_loss": best_val_loss,
                             "model_state_dict": weights, "optimizer_state_dict": states,
-                            "scaler_state_dict": scaler.state_dict()}, file)
+                            "scaler_state_dict": scaler.state_dict(), **run}, file)
         sum_over_processes(0)  # the others wait until it is written
 
     report = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format
