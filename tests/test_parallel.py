@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -395,6 +396,26 @@ def test_one_process_told_to_stop_stops_all_at_the_same_iteration_with_a_snapsho
     said = succeed("train", *tiny, "--max_iters=12", f"--out_dir={tmp_path}/run")
     assert "going on from" in said and "snapshot_step_5.pt" in said
     assert_same_losses(losses(tmp_path / "run"), losses(alone.folder / "muon")[:12])
+
+
+def test_sigterm_to_torchrun_stops_all_processes_after_the_iteration_with_a_snapshot(
+        alone, tiny, tmp_path):
+    # torchrun hands the signal on to its processes, waits for them (--shutdown-timeout, 30 s),
+    # and ends with a code other than 0.
+    process = torchrun("--standalone", "--nproc_per_node=2", "train.py", *tiny,
+                       "--max_iters=1000000", "--snapshot_interval=1000000",
+                       f"--out_dir={tmp_path}")
+    while process.poll() is None and not (
+            (tmp_path / "log.csv").exists() and len(rows(tmp_path)) > 2):
+        time.sleep(0.02)
+    process.terminate()
+    output = finish(process)
+    assert process.returncode
+    step = int(re.search(r"stopped after iteration (\d+)", output)[1])
+    written = sorted(path.name for path in (tmp_path / "snapshots").iterdir())
+    assert written == ["snapshot_step_0.pt", f"snapshot_step_{step}.pt"]
+    assert int(rows(tmp_path)[-1]["step"]) == step
+    assert_same_losses(losses(tmp_path)[:50], losses(alone.folder / "muon")[:step])
 
 
 def test_the_failure_of_one_process_ends_all_with_its_message(many):
