@@ -437,6 +437,8 @@ def read_snapshot(path):
                              "written by another version of train.py")
         model = GPT(GPTConfig(**snapshot["model_config"]))  # a trial
         model.load_state_dict(dict(snapshot["model_state_dict"]), assign=True)
+        if snapshot["tokenizer"] is not None:
+            "".join([snapshot["tokenizer"]["name"], *snapshot["tokenizer"]["tokens"]])
     except FileNotFoundError:
         raise
     except Exception as error:  # a broken pickle can raise anything at all

@@ -2,23 +2,25 @@
 
     python train.py config/shakespeare.py                # run it again and it goes on where it was
     python train.py config/shakespeare.py --max_iters=100 --out_dir=out_short
-    python train.py --size=gpt2 --block_size=256 --batch_size=4
+    torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py     # on eight GPUs
 
 Everything it writes is in out_dir: snapshots/, best.pt, final_model.pt, log.csv and loss.svg."""
 
+import atexit
 import ctypes
+import functools
 import hashlib
 import math
 import os
 import signal
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
 
 import config
 from model import GPT, SIZES, GPTConfig, choose_device, read_snapshot
@@ -75,19 +77,12 @@ seed = 1337  # of the weights, the order of the data and dropout
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes the fastest that is there
 dtype = "auto"  # 'float32', 'bfloat16' or 'float16' for the matrix products
 compile = "auto"  # torch.compile: True, False; 'auto' for CUDA only
+parallel = "ddp"  # under torchrun: 'ddp' gives each process a whole model, 'fsdp' a share of it
+activation_checkpointing = False  # compute each block twice and keep only its input in memory
 
 LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", "val_loss",
                "val_perplexity", "val_bits_per_byte")
 
-
-def check_settings():  # one that can't be meant ends with exit code 2
-    config.one_of(globals(), "optimizer", "muon", "adamw")
-    config.one_of(globals(), "lr_schedule", "linear", "cosine", "step", "constant")
-    config.one_of(globals(), "target_split", "train", "val")
-    config.one_of(globals(), "size", "", *SIZES)
-    config.one_of(globals(), "init_from", "auto", "scratch", "resume")
-    config.at_least(globals(), 1, "batch_size gradient_accumulation_steps snapshot_interval "
-                    "keep_snapshots log_interval eval_interval lr_step_iters block_size")
 
 def keep_memory():  # glibc: giving memory back and getting it again, cleared, costs half a step
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
@@ -95,15 +90,10 @@ def keep_memory():  # glibc: giving memory back and getting it again, cleared, c
         ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX: large tensors come from the heap, too
 
 
-def processes():  # -> (rank of this one, how many there are)
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def sum_over_processes(numbers, device):  # -> the same sums in each process
-    if not dist.is_initialized():
-        return numbers
-    together = torch.tensor(numbers, dtype=torch.float64, device=device)
-    dist.all_reduce(together)
+def sum_over_processes(*numbers):  # -> the same sums in each process
+    together = torch.tensor(numbers, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(together)
     return together.tolist()
 
 
@@ -111,34 +101,30 @@ def load_data(folder):
     """Return (meta, {split: token ids}); the ids are mapped, so that only what is used is read.
     A folder without meta.json, such as nanoGPT makes, is taken as GPT-2's tokens in uint16."""
     settle(folder)
-    if not Path(folder, "train.bin").exists():
-        raise ValueError(f"{folder}/train.bin is not there: python prepare.py --out_dir={folder} "
-                         "makes it")
-    meta = read_meta(folder)
-    if not meta:
-        meta = {"vocab_size": 50257, "dtype": "uint16", "splits": {}, "tokenizer": None}
-        try:
-            meta["tokenizer"] = gpt2_tokenizer()
-        except OSError as error:
-            print(f"no samples will be shown: {error}", file=sys.stderr)
+    meta = read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={}, tokenizer=None)
     data = {}
     for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
-        described = meta["splits"].setdefault(split, {})
         found = fingerprint(path) if path.exists() else None
-        if described.setdefault("fingerprint", found) != found:
-            raise ValueError(f"{path} is not the file that meta.json describes: "
-                             f"python prepare.py --out_dir={folder} makes both anew")
+        described = meta["splits"].setdefault(split, {}).setdefault("fingerprint", found)
+        if found != described or (split == "train" and not found):
+            fault = "the file that meta.json describes" if found else "there"
+            raise ValueError(f"{path} is not {fault}: python prepare.py --out_dir={folder} makes "
+                             "it anew")
         full = found and path.stat().st_size
         data[split] = np.memmap(path, dtype=meta["dtype"], mode="r") if full else np.empty(0, int)
     if len(data["train"]) <= block_size:
         raise ValueError(f"{folder}/train.bin has {len(data['train'])} tokens, block_size="
                          f"{block_size} needs {block_size + 1}: lower it or give more text")
+    if not meta["tokenizer"]:
+        try:
+            meta["tokenizer"] = gpt2_tokenizer()
+        except OSError as error:
+            print(f"no samples will be shown: {error}", file=sys.stderr)
     return meta, data
 
 
-def hashed(*numbers):
-    """A random number of 64 bits that is a function of the numbers: the run's only randomness."""
+def hashed(*numbers):  # -> 64 random bits that are a function of the numbers
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
 
 
@@ -178,19 +164,8 @@ def get_batch(tokens, first, vocab_size):
     return blocks(tokens, starts, vocab_size)
 
 
-def eval_batches(tokens, vocab_size):
-    """Yield this process's share of the blocks of a split, or of eval_iters batches spread over it;
-    ids beyond the end of the split are -1, which counts for nothing."""
-    rank, count = processes()
-    starts = np.arange(0, len(tokens) - 1, block_size)
-    if eval_iters:
-        few = min(len(starts), eval_iters * batch_size)
-        starts = starts[np.arange(few) * len(starts) // few]
-    for first in range(rank * batch_size, len(starts), count * batch_size):
-        rows = blocks(tokens, starts[first:first + batch_size], vocab_size)
-        if first + batch_size >= len(starts):
-            rows[-1, len(tokens) - starts[-1]:] = -1
-        yield rows
+def whole(tensor):  # the tensor, or all of it where each of FSDP's processes has a share
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
@@ -220,33 +195,31 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             updates, parts = [], []
             for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(buffer, group["momentum"])  # Nesterov's look ahead
-                updates.append(update)
-                parts += update.chunk(3 if p.size(0) == 3 * p.size(1) else 1)
+                if p not in self.state:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                buffer = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                updates.append(whole(p.grad.lerp(buffer, group["momentum"])))  # Nesterov's
+                parts += updates[-1].chunk(3 if p.size(0) == 3 * p.size(1) else 1)
             for shape in dict.fromkeys(part.shape for part in parts):
                 same = [part for part in parts if part.shape == shape]
                 for part, new in zip(same, orthogonalized(torch.stack(same))):
                     part.copy_(new).mul_(math.sqrt(max(1, shape[0] / shape[1])))
             for p, update in zip(group["params"], updates):
+                if hasattr(p, "full_tensor"):  # of FSDP: this process's share of the update
+                    update = dist.tensor.distribute_tensor(update, p.device_mesh, p.placements,
+                                                           src_data_rank=None)
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
-def make_optimizers(model, device):
+def make_optimizers(model):
+    """Return AdamW and, where that is the setting, Muon for the matrices inside the blocks."""
     matrices, embeddings, vectors = model.parameter_groups()
+    groups = [dict(params=matrices + embeddings, weight_decay=weight_decay), dict(params=vectors)]
     if optimizer == "muon":
-        adamw_groups = [dict(params=embeddings + vectors, weight_decay=0.0)]
-        optimizers = [Muon(matrices, muon_learning_rate, weight_decay=weight_decay)]
-    else:
-        adamw_groups = [dict(params=matrices + embeddings, weight_decay=weight_decay),
-                        dict(params=vectors, weight_decay=0.0)]
-        optimizers = []
-    fused = device.type in ("cpu", "cuda")
-    adamw = torch.optim.AdamW(adamw_groups, learning_rate, (beta1, beta2), fused=fused)
-    return [*optimizers, adamw]
+        groups = [dict(params=embeddings + vectors)]
+    adamw = torch.optim.AdamW(groups, betas=(beta1, beta2), weight_decay=0.0, fused=True)
+    muon = [Muon(matrices, muon_learning_rate, weight_decay=weight_decay)]
+    return [adamw, *muon] if optimizer == "muon" else [adamw]
 
 
 def lr_factor(step, last):
@@ -263,38 +236,20 @@ def lr_factor(step, last):
     return lowest + (1 - lowest) * left
 
 
-def snapshots():  # -> the paths of out_dir's snapshots, the newest first
-    paths = Path(out_dir, "snapshots").glob("snapshot_step_*.pt")
-    return sorted(paths, key=lambda path: (len(path.name), path.name), reverse=True)
-
-
-def newest_snapshot():
-    """Return (path, snapshot) of the newest that is whole, or (None, None) if there is none at all;
-    a broken one is named and passed over, and if all are, ValueError is raised."""
-    for path in snapshots():
-        try:
-            return path, read_snapshot(path)
-        except ValueError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-    if snapshots():
-        raise ValueError(f"no snapshot in {out_dir} can be used: choose another --out_dir, or "
-                         "start over with --init_from=scratch --overwrite")
-    return None, None
-
-
-def check_same_run(path, snapshot, model, meta):
-    """Raise ValueError if the snapshot is of another model, optimizer, tokenizer or text."""
-    there = snapshot["model_config"] | {
-        "optimizer": snapshot["settings"].get("optimizer"), "data": snapshot["data"],
-        "tokenizer": hashed(snapshot["tokenizer"]), "dropout": dropout}
-    here = asdict(model.config) | {
-        "optimizer": optimizer, "data": meta["splits"]["train"]["fingerprint"],
-        "tokenizer": hashed(meta["tokenizer"]), "dropout": dropout}
-    reasons = [f"{name}={there.get(name)}, not {here[name]}" for name in here
-               if there.get(name) != here[name]]
-    if reasons:
-        raise ValueError(f"{path} is of another run ({', '.join(reasons)}): choose another "
-                         "--out_dir, or start over with --init_from=scratch --overwrite")
+def distributed(model, device):
+    """Return what to call for the loss, on device: the model, each process having a share of its
+    weights with FSDP (Zhao et al. 2023, "PyTorch FSDP"), or DDP's wrapper of it."""
+    if activation_checkpointing:  # (Chen et al. 2016, "Training Deep Nets with Sublinear Memory")
+        for block in model.transformer.h:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    if dist.is_initialized() and parallel == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+        mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
+        for part in [*model.transformer.h, model]:
+            fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        return model
+    model.to(device)
+    return torch.nn.parallel.DistributedDataParallel(model) if dist.is_initialized() else model
 
 
 def check_finite(step, *numbers):
@@ -304,96 +259,67 @@ def check_finite(step, *numbers):
                          " more: lower learning_rate or muon_learning_rate; the snapshots are kept")
 
 
-def read_log(step):
-    """Return the rows of log.csv before step: what an interrupted run wrote after its newest
-    snapshot is going to happen again."""
-    path = Path(out_dir, "log.csv")
-    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
-    rows = [line.split(",") for line in lines]
-    return [row for row in rows if len(row) == len(LOG_COLUMNS) and int(row[0]) < step]
-
-
 def write_log(rows):
+    """Write log.csv and draw loss.svg: the training loss of each row, and the validation loss."""
     with whole_file(Path(out_dir, "log.csv"), "w") as file:
         file.writelines(",".join(map(str, row)) + "\n" for row in [LOG_COLUMNS, *rows])
-
-
-def draw_loss(rows):
-    """Draw loss.svg: the training loss of each line of the log, and the validation loss."""
-    curves = {name: [(int(row[0]), float(row[LOG_COLUMNS.index(name)])) for row in rows
-                     if row[LOG_COLUMNS.index(name)]] for name in ("train_loss", "val_loss")}
-    losses = [loss for curve in curves.values() for _, loss in curve]
-    last, low = int(rows[-1][0]), min(losses)
-    high = max(max(losses), low + 0.01)
-
-    def place(step, loss):  # in the picture, whose axes go from 60 to 780 and from 430 up to 40
-        return 60 + 720 * step / last, 430 - 390 * (loss - low) / (high - low)
-
-    svg = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 480" font-size="13" '
-           'font-family="sans-serif"><rect width="800" height="480" fill="white"/>']
-    for fifth in range(6):
-        step, loss = last * fifth / 5, low + (high - low) * fifth / 5
-        x, y = place(step, loss)
-        svg.append(f'<path d="M60 {y:.1f}H780M{x:.1f} 430V40" stroke="#ddd"/>'
-                   f'<text x="52" y="{y + 4:.1f}" text-anchor="end">{loss:.2f}</text>'
-                   f'<text x="{x:.1f}" y="448" text-anchor="middle">{step:.0f}</text>')
-    for (name, curve), color, y in zip(curves.items(), ("#4a7ebb", "#d1495b"), (60, 78)):
-        points = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in curve)
-        svg.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>'
-                   f'<text x="700" y="{y}" fill="{color}">{name}</text>')
-    svg.append('<text x="420" y="470" text-anchor="middle">iteration</text>'
-               '<text x="60" y="25">loss (nats per token)</text></svg>')
+    losses = [float(loss) for row in rows for loss in row[5:7] if loss] or [0]
+    last, low, high = int(rows[-1][0]) if rows else 1, min(losses), max(losses) + 0.01
+    text = '<text x="{:.0f}" y="{:.0f}" fill="{}">{}</text>'.format
+    svg = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 480" font-family="sans-serif">'
+           '<rect width="800" height="480" fill="white"/>', text(390, 475, "black", "iteration"),
+           text(60, 25, "black", "loss (nats per token)")]
+    for share in (0, 0.2, 0.4, 0.6, 0.8, 1):  # the axes go from 60 to 780 and from 430 up to 40
+        x, y = 60 + 720 * share, 430 - 390 * share
+        svg += [f'<path d="M60 {y:.0f}H780M{x:.0f} 430V40" stroke="#ddd"/>',
+                text(x - 10, 450, "gray", round(last * share)),
+                text(10, y + 5, "gray", f"{low + (high - low) * share:.2f}")]
+    for column, color in ((5, "steelblue"), (6, "crimson")):
+        points = [f"{60 + 720 * int(row[0]) / last:.1f},"
+                  f"{430 - 390 * (float(row[column]) - low) / (high - low):.1f}"
+                  for row in rows if row[column]]
+        svg += [f'<polyline points="{" ".join(points)}" fill="none" stroke="{color}"/>',
+                text(690, 20 * column - 40, color, LOG_COLUMNS[column])]
     with whole_file(Path(out_dir, "loss.svg"), "w") as file:
-        file.write("\n".join(svg))
-
-
-@torch.no_grad()
-def evaluate(model, tokens, split, vocab_size, device, autocast):
-    """Return (nats per token, perplexity, bits per byte) over eval_batches, without dropout."""
-    model.eval()
-    total = count = 0
-    for rows in eval_batches(tokens, vocab_size):
-        rows = rows.to(device)
-        counted = (rows[:, 1:] != -1).sum().item()
-        with autocast:
-            loss = model(rows[:, :-1].clamp(min=0), rows[:, 1:], return_logits=False)[1].item()
-        total += loss * counted
-        count += counted
-    model.train()
-    total, count = sum_over_processes([total, count], device)
-    nats = total / count
-    bits = nats / math.log(2) * split["tokens"] / split["bytes"] if split.get("bytes") else math.nan
-    return nats, math.exp(min(nats, 700)), bits
+        file.write("\n".join([*svg, "</svg>"]))
 
 
 @torch.no_grad()
 def print_samples(model, encoding, tokens, device, count):
     """Print continuations of sample_prompt, and what the model expects along a validation text."""
-    model.eval()
-    prompt = torch.tensor([encoding.encode_ordinary(sample_prompt) or [encoding.eot_token]] * count)
+    prompt = encoding.encode_ordinary(sample_prompt) or [encoding.eot_token]
     generator = torch.Generator(device).manual_seed(seed)
-    for row in model.generate(prompt.to(device), max_length, generator=generator).tolist():
+    prompts = torch.tensor([prompt] * count, device=device)
+    for row in model.generate(prompts, max_length, generator=generator).tolist():
         print("  sample    |" + encoding.decode(row).replace("\n", "\n            |"))
-    text = torch.tensor(tokens[:max_length].astype(np.int64), device=device)[None, :block_size]
+    text = torch.tensor(tokens[:min(max_length, block_size)].tolist(), device=device)[None]
     if text.numel():
         expected = model(text, text)[0].argmax(-1)[0].tolist()
         print(f"  text      |{encoding.decode(text[0].tolist())!r}")
         print(f"  predicted |{encoding.decode(expected)!r}")
-    model.train()
 
 
 def main(arguments=None):
-    globals().update(config.override(__file__, arguments))
-    check_settings()
-    keep_memory()
     started = time.time()
+    settings = config.override(__file__, arguments)
+    config.one_of(settings, "optimizer", "muon", "adamw")
+    config.one_of(settings, "lr_schedule", "linear", "cosine", "step", "constant")
+    config.one_of(settings, "target_split", "train", "val")
+    config.one_of(settings, "size", "", *SIZES)
+    config.one_of(settings, "init_from", "auto", "scratch", "resume")
+    config.one_of(settings, "parallel", "ddp", "fsdp")
+    config.at_least(settings, 1, "batch_size gradient_accumulation_steps snapshot_interval "
+                    "keep_snapshots log_interval eval_interval lr_step_iters block_size")
+    globals().update(settings)
+    keep_memory()
     target_device, matrix_dtype, compiled = choose_device(device, dtype, compile)
+    on_gpu = target_device.type == "cuda"
+    rank, n_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if "RANK" in os.environ:  # torchrun started this process, and others
-        if target_device.type == "cuda":
-            target_device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(target_device)
-        dist.init_process_group("nccl" if target_device.type == "cuda" else "gloo")
-    rank, n_processes = processes()
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        atexit.register(dist.destroy_process_group)  # left to Python's end, it can abort that
     if rank:
         sys.stdout = open(os.devnull, "w")  # the first process speaks for all
     if gradient_accumulation_steps % n_processes:
@@ -403,95 +329,125 @@ def main(arguments=None):
     encoding = load_tokenizer(meta["tokenizer"]) if meta["tokenizer"] else None
 
     # What out_dir holds decides how the run begins.
-    path, snapshot = (None, None) if init_from == "scratch" else newest_snapshot()
-    old = [Path(out_dir, name) for name in ("best.pt", "final_model.pt", "log.csv", "loss.svg")]
-    old = [file for file in old if file.exists()] + snapshots()
-    if old and not snapshot and not overwrite and not eval_only:
-        raise ValueError(f"{out_dir} holds another run ({old[0].name}): choose another --out_dir, "
-                         "or delete it with --init_from=scratch --overwrite")
-    if init_from == "resume" and not snapshot:
-        raise ValueError(f"init_from='resume', but there is no snapshot in {out_dir}")
+    out, path, snapshot = Path(out_dir), None, None
+    snapshots = lambda: sorted(out.glob("snapshots/snapshot_step_*.pt"), reverse=True,
+                               key=lambda path: (len(path.name), path.name))  # the newest first
+    for path in snapshots() if init_from != "scratch" else []:
+        try:
+            snapshot = read_snapshot(path)
+            break
+        except ValueError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+    old = [file for name in ("best.pt", "final_model.pt", "log.csv", "loss.svg")
+           for file in out.glob(name)] + snapshots()
+    fresh = not old or (init_from == "scratch" and (overwrite or eval_only))
+    instead = ": choose another --out_dir, or start over with --init_from=scratch --overwrite"
+    if not snapshot and (init_from == "resume" or not fresh):
+        raise ValueError(f"init_from={init_from!r} can't be done in {out_dir}, which holds "
+                         + (old[0].name + instead if old else "no snapshot"))
 
     # The model is new or the snapshot's, which has to fit the settings.
     torch.manual_seed(seed)
     shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, **SIZES.get(size, {}),
              "block_size": block_size, "vocab_size": meta["vocab_size"], "bias": bias}
-    model = GPT(GPTConfig(**shape, dropout=dropout))
-    if snapshot:
-        check_same_run(path, snapshot, model, meta)
-        model.load_state_dict(snapshot["model_state_dict"])
-    model.to(target_device)
-    forward = torch.nn.parallel.DistributedDataParallel(model) if n_processes > 1 else model
-    optimizers = make_optimizers(model, target_device)
+    model = GPT(GPTConfig(**shape, dropout=dropout)).eval()
+    run = {"format_version": 1, "model_config": vars(model.config), "settings": settings,
+           "tokenizer": meta["tokenizer"], "data": meta["splits"]["train"]["fingerprint"]}
+    here, there = ({**of["model_config"], "dropout": None, "data": of["data"],
+                    "optimizer": of["settings"].get("optimizer"),
+                    "tokenizer": hashed(of["tokenizer"])} for of in (run, snapshot or run))
+    for name in here:
+        if there.get(name) != here[name]:
+            raise ValueError(f"{path} is of another run ({name}={there.get(name)}, not "
+                             f"{here[name]}){instead}")
+    forward = distributed(model, target_device)
+    optimizers = make_optimizers(model)
     scaler = torch.amp.GradScaler(target_device.type, enabled=matrix_dtype == torch.float16)
+    from torch.distributed.checkpoint import state_dict as dcp  # late: importing it takes a while
+    full = dcp.StateDictOptions(full_state_dict=True)
+    on_cpu = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
     step, loss, best_val_loss = 0, math.nan, math.inf
     if snapshot:
-        step, loss = snapshot["step"], snapshot["loss"]
-        best_val_loss = snapshot["best_val_loss"]
-        for opt, saved in zip(optimizers, snapshot["optimizer_state_dict"]):
-            opt.load_state_dict(saved)
-        if scaler.is_enabled() and snapshot["scaler_state_dict"]:
-            scaler.load_state_dict(snapshot["scaler_state_dict"])
+        step, loss, best_val_loss = (snapshot[key] for key in ("step", "loss", "best_val_loss"))
+        dcp.set_model_state_dict(model, snapshot["model_state_dict"], options=full)
+        for opt, state in zip(optimizers, snapshot["optimizer_state_dict"]):
+            dcp.set_optimizer_state_dict(model, opt, state, options=full)
+        scaler.load_state_dict(snapshot["scaler_state_dict"] or scaler.state_dict())
         print(f"going on from {path}")
     forward = torch.compile(forward) if compiled else forward
-    autocast = torch.autocast(target_device.type, matrix_dtype,
-                              enabled=matrix_dtype != torch.float32)
-
-    sequences = batch_size * gradient_accumulation_steps  # in one iteration
-    n_blocks = len(data["train"]) // block_size
-    last = math.ceil(max_epochs * n_blocks / sequences) if max_epochs else max_iters
-    reached = 0 < (best_val_loss if target_split == "val" else loss) <= target_loss
+    autocast = torch.autocast(target_device.type, matrix_dtype, matrix_dtype != torch.float32)
+    tokens = batch_size * gradient_accumulation_steps * block_size  # in one iteration
+    tokens_per_epoch = len(data["train"]) // block_size * block_size
+    last = math.ceil(max_epochs * tokens_per_epoch / tokens) if max_epochs else max_iters
+    reached = lambda: (best_val_loss if target_split == "val" else loss) <= target_loss
     print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {last} "
-          f"iterations of {sequences * block_size:,}, {target_device.type}, {dtype}, {optimizer}")
+          f"iterations of {tokens:,}, {target_device.type}, {dtype}, {optimizer}")
 
-    losses_on = lambda split: evaluate(forward, data[split], meta["splits"][split],
-                                       model.config.vocab_size, target_device, autocast)
+    def loss_of(ids):  # (B, block_size + 1) -> mean loss, each token predicted from those before it
+        ids = (ids.pin_memory() if on_gpu else ids).to(target_device, non_blocking=True)
+        with autocast:
+            return forward(ids[:, :-1].clamp(min=0), ids[:, 1:], return_logits=False)[1]
+
+    @torch.no_grad()
+    def losses_on(split):  # -> (nats per token, perplexity, bits per byte)
+        tokens = data[split]
+        starts = np.arange(0, len(tokens) - 1, block_size)
+        few = min(len(starts), eval_iters * batch_size or len(starts))
+        starts = starts[np.arange(few) * len(starts) // few]
+        batches = np.split(starts, range(batch_size, len(starts), batch_size))
+        # FSDP needs all processes each time: a batch of the last token alone counts for nothing.
+        batches += [np.array([len(tokens) - 1])] * (-len(batches) % n_processes)
+        nats = count = 0
+        for batch in batches[rank::n_processes]:
+            ids = blocks(tokens, batch, meta["vocab_size"])
+            ids[np.add.outer(batch, np.arange(block_size + 1)) >= len(tokens)] = -1
+            counted, mean = (ids[:, 1:] != -1).sum().item(), loss_of(ids).item()
+            nats += mean * counted if counted else 0
+            count += counted
+        nats, count = sum_over_processes(nats, count)
+        bits = nats / math.log(2) * len(tokens) / meta["splits"][split].get("bytes", math.nan)
+        return nats / count, math.exp(min(nats / count, 700)), bits / count
 
     def save(name):  # one file that alone is enough to go on or to generate text
-        check_finite(step, *[weight.sum().item() for weight in model.parameters()])
+        check_finite(step, whole(torch.nn.utils.get_total_norm(model.parameters())).item())
+        weights = dcp.get_model_state_dict(model, options=on_cpu)
+        states = [dcp.get_optimizer_state_dict(model, opt, options=on_cpu) for opt in optimizers
+                  if opt.state]  # (asked for it, one without a state takes a step of nothing)
         if rank == 0:
-            with whole_file(Path(out_dir, name)) as file:
-                torch.save({
-                    "format_version": 1, "step": step, "loss": loss, "best_val_loss": best_val_loss,
-                    "model_state_dict": model.state_dict(), "model_config": asdict(model.config),
-                    "optimizer_state_dict": [opt.state_dict() for opt in optimizers],
-                    "scaler_state_dict": scaler.state_dict(), "tokenizer": meta["tokenizer"],
-                    "settings": {name: globals()[name] for name in config.read_settings(__file__)},
-                    "data": meta["splits"]["train"]["fingerprint"]}, file)
-        if n_processes > 1:
-            dist.barrier()
-
-    def say(text, lasting=True):  # on a terminal, the next line replaces one that isn't lasting
-        if sys.stdout.isatty():
-            print("\r\033[K" + text, end="\n" if lasting else "", flush=True)
-        elif lasting:
-            print(text, flush=True)
+            weights["lm_head.weight"] = weights["transformer.wte.weight"]  # the same, written once
+            with whole_file(out / name) as file:
+                torch.save({"step": step, "loss": loss, "best_val_loss": best_val_loss,
+                            "model_state_dict": weights, "optimizer_state_dict": states,
+                            "scaler_state_dict": scaler.state_dict(), **run}, file)
+        sum_over_processes(0)  # the others wait until it is written
 
     report = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format
     if eval_only:
         print(report("validation", *losses_on("val")))
         return 0
-    if snapshot and (step >= last or reached) and Path(out_dir, "final_model.pt").exists():
+    if snapshot and (step >= last or reached()) and Path(out, "final_model.pt").exists():
         print(f"nothing left to do: {out_dir}/final_model.pt is the end of this run")
         return 0
-    Path(out_dir, "snapshots").mkdir(parents=True, exist_ok=True)
-    for file in [] if snapshot or rank else old:
-        file.unlink()
-    for file in [] if rank else Path(out_dir, "snapshots").glob("*.tmp"):
-        file.unlink()  # a kill has cut its writing off
-    for file in snapshots()[:snapshots().index(path)] if snapshot and not rank else []:
-        file.rename(f"{file}.broken")  # it was skipped; now it can't displace the valid ones
+    if sum_over_processes(step) != [step * n_processes]:
+        raise ValueError(f"out_dir={out_dir} has to be a folder that all processes share")
+    log = out / "log.csv"
+    lines = log.read_text(encoding="utf-8").splitlines()[1:] if log.exists() else []
+    rows = [line.split(",") for line in lines if int(line.partition(",")[0]) < step]
+    if rank == 0:
+        Path(out, "snapshots").mkdir(parents=True, exist_ok=True)
+        # A kill cut the writing of .tmp off; and skipped snapshots mustn't displace the valid ones.
+        for file in [*out.glob("snapshots/*.tmp"), *([] if snapshot else old)]:
+            file.unlink()
+        for file in snapshots()[:snapshots().index(path)] if snapshot else []:
+            file.rename(f"{file}.broken")
+        write_log(rows)
     if not snapshot:  # a run that is cut off before its first interval begins again from here
         save("snapshots/snapshot_step_0.pt")
-    first_step, rows = step, read_log(step)
+    first_step, finished, stop, total, skipped = step, False, 0, None, 0
     started -= float(rows[-1][3]) if rows else 0.0  # the time it has taken so far counts, too
-    if rank == 0:
-        write_log(rows)
-    stop = 0  # above 0 when a process was told to stop
-    skipped = 0
-    unseen = []  # loss + gradient norm of the iterations since they were last looked at
     shown, shown_step = time.time(), step
-    model.train()
+    clear = "\r\033[K" if sys.stdout.isatty() else ""  # a line on a terminal replaces the progress
+    due = lambda *intervals: finished or not all(step % interval for interval in intervals)
     signals = []  # Ctrl-C and SIGTERM are noted, and heeded after the iteration
 
     def note(number, frame):
@@ -501,98 +457,86 @@ def main(arguments=None):
     signal.signal(signal.SIGTERM, note)
     while True:
         # Before an iteration, what is due after the one before: log, evaluation, snapshot.
-        finished = step >= last or reached
-        eval_due = len(data["val"]) > 1 and (finished or step % eval_interval == 0)
-        if step and (eval_due or finished or step % log_interval == 0):
-            lr = learning_rate * lr_factor(step - 1, last)
-            row = [step, f"{step * sequences / n_blocks:.4f}", step * sequences * block_size,
-                   f"{time.time() - started:.2f}", f"{lr:.6g}", f"{loss:.6f}"]
-            line = f"iteration {step}/{last}: {row[3]} s, loss {loss:.4f}"
+        # A GPU runs ahead of this script, and to read a number is to wait for it: only when due.
+        finished, epoch = step >= last, step * tokens / tokens_per_epoch
+        if step > first_step and (not on_gpu or target_loss or (signals and n_processes == 1)
+                                  or due(log_interval, eval_interval, snapshot_interval)):
+            loss, stop = sum_over_processes(total.item(), sum(signals))
+            loss, skipped = loss / n_processes, int(skipped)
+            check_finite(step, loss, math.nan if skipped and not scaler.is_enabled() else 0)
+        finished |= reached()
+        eval_due = len(data["val"]) > 1 and due(eval_interval)
+        if clear and time.time() - shown > 0.2:
+            speed = (step - shown_step) * tokens / (time.time() - shown)
+            print(f"{clear}{step}/{last} | loss {loss:.4f} | {speed:,.0f} tokens/s | "
+                  f"{speed * model.flops_per_token() / 1e9:,.0f} GFLOP/s | "
+                  f"{(last - step) * tokens / speed:.0f} s left", end="", flush=True)
+            shown, shown_step = time.time(), step
+        if step and (eval_due or due(log_interval)):
+            row = [step, f"{epoch:.4f}", step * tokens, f"{time.time() - started:.2f}",
+                   f"{learning_rate * lr_factor(step - 1, last):.6g}", f"{loss:.6f}", "", "", ""]
+            line = f"{clear}iteration {step}/{last}: {row[3]} s, loss {loss:.4f}"
             line += f", {skipped} steps skipped" if skipped else ""
             if eval_due:
                 val_loss, perplexity, bits = losses_on("val")
-                check_finite(step, val_loss)
-                row += [f"{val_loss:.6f}", f"{perplexity:.4f}", f"{bits:.6f}"]
+                row[6:] = [f"{val_loss:.6f}", f"{perplexity:.4f}", f"{bits:.6f}"]
                 line += f", val loss {val_loss:.4f}, {bits:.4f} bits per byte"
                 if val_loss < best_val_loss:
                     best_val_loss = val_loss
                     save("best.pt")
-                finished |= target_split == "val" and val_loss <= target_loss
-            say(line)
-            rows.append(row + [""] * (len(LOG_COLUMNS) - len(row)))
+                finished |= reached()
+            print(line, flush=True)
+            rows.append(row)
             if rank == 0:
                 write_log(rows)
-                draw_loss(rows)
             if eval_due and encoding and sample_interval and step % sample_interval == 0:
                 print_samples(model, encoding, data["val"], target_device, 1)
-        if stop or finished or (step != first_step and step % snapshot_interval == 0):
+        if stop or finished or (step > first_step and due(snapshot_interval)):
             save(f"snapshots/snapshot_step_{step}.pt")
             for file in [] if rank else snapshots()[keep_snapshots:]:
                 file.unlink()
         if finished:
             break
         if stop:
-            say(f"stopped after iteration {step}: the same command goes on from here")
+            print(f"{clear}stopped after iteration {step}: the same command goes on from here")
             return 128 + max(signals, default=signal.SIGTERM)
 
         # One iteration: forward and backward in micro-batches, then the update.
-        if dropout:
-            torch.manual_seed(hashed(seed, step, rank) >> 1)
-        for opt in optimizers:
-            highest = muon_learning_rate if isinstance(opt, Muon) else learning_rate
-            for group in opt.param_groups:
-                group["lr"] = highest * lr_factor(step, last)
+        torch.manual_seed(hashed(seed, step, rank) >> 1)  # of dropout
+        model.train()
         total = 0.0
         for micro_step in range(rank, gradient_accumulation_steps, n_processes):
-            first = step * sequences + micro_step * batch_size
-            ids = get_batch(data["train"], first, model.config.vocab_size)
-            if target_device.type == "cuda":
-                ids = ids.pin_memory()  # the copy needn't be waited for
-            ids = ids.to(target_device, non_blocking=True)
-            if n_processes > 1:  # gradients are averaged once, after the last micro-batch
-                last_one = micro_step + n_processes >= gradient_accumulation_steps
-                forward.require_backward_grad_sync = last_one
-            with autocast:
-                micro_loss = forward(ids[:, :-1], ids[:, 1:], return_logits=False)[1]
+            # DDP averages gradients once, after the last micro-batch. (FSDP does it after each,
+            # since no process has room for all gradients.)
+            last_one = micro_step + n_processes >= gradient_accumulation_steps
+            forward.require_backward_grad_sync = last_one
+            first = (step * gradient_accumulation_steps + micro_step) * batch_size
+            micro_loss = loss_of(get_batch(data["train"], first, meta["vocab_size"]))
             micro_loss = micro_loss * (n_processes / gradient_accumulation_steps)
             scaler.scale(micro_loss).backward()
             total += micro_loss.detach()
-        for opt in optimizers:
+        model.eval()
+        for opt, highest in zip(optimizers, (learning_rate, muon_learning_rate)):
             scaler.unscale_(opt)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-        unseen.append(total + norm)
-        # A GPU runs ahead of this script, and to read a number is to wait for it: only when due.
-        due = (log_interval, eval_interval, snapshot_interval, last)
-        if (target_device.type != "cuda" or target_loss or (signals and n_processes == 1)
-                or any((step + 1) % interval == 0 for interval in due)):
-            loss, stop = sum_over_processes([total.item(), sum(signals)], target_device)
-            loss /= n_processes
-            bad = [i for i, x in enumerate(torch.stack(unseen).tolist()) if not math.isfinite(x)]
-            if bad and not scaler.is_enabled() or not math.isfinite(loss):
-                check_finite(step - len(unseen) + 2 + bad[0], math.nan)
-            skipped += len(bad)  # float16: the scaler skips a step that overflows, and goes lower
-            unseen.clear()
+            for group in opt.param_groups:
+                group["lr"] = highest * lr_factor(step, last)
+        norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf))
+        # float16: the scaler skips a step that overflows, and goes lower; all optimizers have to.
+        skipped = skipped + ~torch.isfinite(total + norm)
         for opt in optimizers:
-            if not scaler.is_enabled() or norm.isfinite():  # else all of them skip the step
+            if not scaler.is_enabled() or norm.isfinite():
                 with autocast:  # for Muon's matrix products
                     scaler.step(opt)
             opt.zero_grad(set_to_none=True)
         scaler.update()
         step += 1
-        reached = target_split == "train" and loss <= target_loss
-        if time.time() - shown > 0.2:
-            speed = (step - shown_step) * sequences * block_size / (time.time() - shown)
-            say(f"{step}/{last} | epoch {step * sequences / n_blocks:.2f} | loss {loss:.4f} | "
-                f"{speed:,.0f} tokens/s | {speed * model.flops_per_token() / 1e9:,.0f} GFLOP/s | "
-                f"{(last - step) * sequences * block_size / speed:.0f} s left", lasting=False)
-            shown, shown_step = time.time(), step
 
     save("final_model.pt")
     if encoding and num_return_sequences:
         print_samples(model, encoding, data["val"], target_device, num_return_sequences)
     if len(data["test"]) > 1:
-        best = Path(out_dir, "best.pt" if best_val_loss < math.inf else "final_model.pt")
-        model.load_state_dict(read_snapshot(best)["model_state_dict"])
+        best = Path(out, "best.pt" if best_val_loss < math.inf else "final_model.pt")
+        dcp.set_model_state_dict(model, read_snapshot(best)["model_state_dict"], options=full)
         print(report(f"test with {best}", *losses_on("test")))
     return 0
 

@@ -62,7 +62,7 @@ def measure(row):
     torch.manual_seed(0)
     model = GPT(config).to(device)
     train.optimizer = row["optimizer"]
-    optimizers = train.make_optimizers(model, device)
+    optimizers = train.make_optimizers(model)
     forward = torch.compile(model) if compiled else model
     if row.get("plain_loss"):
         model.loss = lambda x, targets: F.cross_entropy(model.lm_head(x), targets)

@@ -294,7 +294,7 @@ def test_weight_decay_never_touches_biases_and_layer_norms(monkeypatch, optimize
     monkeypatch.setattr(train, "optimizer", optimizer)
     monkeypatch.setattr(train, "weight_decay", 0.5)
     model = GPT(GPTConfig(block_size=8, vocab_size=20, n_layer=1, n_head=1, n_embd=8))
-    decayed = [p for opt in train.make_optimizers(model, torch.device("cpu"))
+    decayed = [p for opt in train.make_optimizers(model)
                for group in opt.param_groups if group["weight_decay"] for p in group["params"]]
     assert decayed and all(p.dim() == 2 for p in decayed)
 
