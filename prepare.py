@@ -76,56 +76,39 @@ def train_bpe(word_counts, vocab_size):
     (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", 3.2.)"""
     tokens = [bytes([byte]) for byte in range(256)]
     ids = {token: i for i, token in enumerate(tokens)}
-    words = [list(word.encode()) for word in word_counts]
+    words = [word.encode().decode("latin-1") for word in word_counts]  # a token is its chr(id)
     counts = list(word_counts.values())
     pair_counts = collections.Counter()
-    places = collections.defaultdict(set)  # pair -> the words it occurs in
-    for place, (word, count) in enumerate(zip(words, counts)):
-        for pair in zip(word, word[1:]):
-            pair_counts[pair] += count
+    places = collections.defaultdict(set)  # pair -> the words it has been in
+    changed = set()  # the pairs whose count is another than in the heap
+    heap = []
+
+    def count(place, sign):
+        for pair in zip(words[place], words[place][1:]):
+            pair_counts[pair] += sign * counts[place]
             places[pair].add(place)
-    heap = [(-count, pair) for pair, count in pair_counts.items()]
-    heapq.heapify(heap)
-    while heap and len(tokens) < vocab_size - 1:  # the last id is <|endoftext|>'s
-        count, pair = heapq.heappop(heap)
-        if -count != pair_counts[pair]:  # merges since then have changed the count: ask again
-            if pair_counts[pair] > 0:
-                heapq.heappush(heap, (-pair_counts[pair], pair))
-            continue
-        if -count < 2:
+            changed.add(pair)
+
+    for place in range(len(words)):
+        count(place, 1)
+    while len(tokens) < vocab_size - 1:  # the last id is <|endoftext|>'s
+        for pair in changed:
+            heapq.heappush(heap, (-pair_counts[pair], pair))
+        changed.clear()
+        while heap and -heap[0][0] != pair_counts[heap[0][1]]:  # a count of before
+            heapq.heappop(heap)
+        if not heap or -heap[0][0] < 2:
             break
-        token = tokens[pair[0]] + tokens[pair[1]]
+        pair = heap[0][1]
+        token = tokens[ord(pair[0])] + tokens[ord(pair[1])]
         if token not in ids:  # else the same bytes were reached by another way before
             ids[token] = len(tokens)
             tokens.append(token)
-        grown = set()
         for place in places.pop(pair):
-            word = words[place]
-            for old in zip(word, word[1:]):
-                pair_counts[old] -= counts[place]
-            words[place] = word = merged(word, pair, ids[token])
-            for new in zip(word, word[1:]):
-                pair_counts[new] += counts[place]
-                if ids[token] in new:
-                    places[new].add(place)
-                    grown.add(new)
-        for new in grown:
-            heapq.heappush(heap, (-pair_counts[new], new))
+            count(place, -1)
+            words[place] = words[place].replace("".join(pair), chr(ids[token]))
+            count(place, 1)
     return tokens
-
-
-def merged(word, pair, new_id):
-    """Replace each occurrence of pair in the list of ids, from the left, by new_id."""
-    result = []
-    i = 0
-    while i < len(word):
-        if word[i] == pair[0] and i + 1 < len(word) and word[i + 1] == pair[1]:
-            result.append(new_id)
-            i += 2
-        else:
-            result.append(word[i])
-            i += 1
-    return result
 
 
 def load_tokenizer(description):

@@ -68,29 +68,23 @@ def read_text(path):
         raise ValueError(f"{path}: byte {error.start} is not UTF-8") from error
 
 
-def prompt_ids(text, encoding, block_size):
-    """Return the prompt as ids (num_samples, T); an empty one is the beginning of a document."""
-    ids = encoding.encode_ordinary(text) or [encoding.eot_token]
-    if len(ids) > block_size:
-        raise ValueError(f"the prompt has {len(ids)} tokens and the model's block_size is "
-                         f"{block_size}: shorten it")
-    return torch.tensor([ids] * num_samples)
-
-
 def show_step(logits, chosen, encoding):
     """Print the likeliest next tokens with their probabilities, the chosen one marked by *."""
-    likely = F.softmax(logits.float(), -1).topk(min(probs, len(logits)))
-    shown = [f"{'*' if i == chosen else ' '}{encoding.decode([i])!r} {p:.1%}"
-             for p, i in zip(likely.values.tolist(), likely.indices.tolist())]
-    if chosen not in likely.indices:
-        chance = F.softmax(logits.float(), -1)[chosen].item()
-        shown.append(f"... *{encoding.decode([chosen])!r} {chance:.1%}")
-    print("  ".join(shown), file=sys.stderr)
+    chances = F.softmax(logits.float(), dim=-1)
+    likely = chances.topk(min(probs, len(chances))).indices.tolist()
+    shown = likely + [chosen] * (chosen not in likely)
+    print("  ".join(f"{'*' if i == chosen else ' '}{encoding.decode([i])!r} {chances[i]:.1%}"
+                    for i in shown), file=sys.stderr)
 
 
 def generate(model, encoding, text):
-    """Print continuations of the text: one as it grows, several one after the other."""
-    ids = prompt_ids(text, encoding, model.config.block_size).to(model.lm_head.weight.device)
+    """Print continuations of the text: one as it grows, several one after the other. An empty
+    text is the beginning of a document."""
+    ids = encoding.encode_ordinary(text) or [encoding.eot_token]
+    if len(ids) > model.config.block_size:
+        raise ValueError(f"the prompt has {len(ids)} tokens and the model's block_size is "
+                         f"{model.config.block_size}: shorten it")
+    ids = torch.tensor([ids] * num_samples, device=model.lm_head.weight.device)
     if beams:
         for row, log_prob in model.beam_search(ids[:1], max_new_tokens, beams, length_penalty,
                                                eos_token=encoding.eot_token):
