@@ -8,7 +8,6 @@ Everything it writes is in out_dir: snapshots/, best.pt, final_model.pt, log.csv
 
 import atexit
 import ctypes
-import functools
 import hashlib
 import math
 import os
@@ -108,9 +107,8 @@ def load_data(folder):
         found = fingerprint(path) if path.exists() else None
         described = meta["splits"].setdefault(split, {}).setdefault("fingerprint", found)
         if found != described or (split == "train" and not found):
-            fault = "the file that meta.json describes" if found else "there"
-            raise ValueError(f"{path} is not {fault}: python prepare.py --out_dir={folder} makes "
-                             "it anew")
+            what = "the file that meta.json describes" if found else "there"
+            raise ValueError(f"{path} is not {what}: python prepare.py --out_dir={folder} makes it")
         full = found and path.stat().st_size
         data[split] = np.memmap(path, dtype=meta["dtype"], mode="r") if full else np.empty(0, int)
     if len(data["train"]) <= block_size:
@@ -226,11 +224,9 @@ def lr_factor(step, last):
     """Return what the highest learning rates are multiplied by in iteration step of last."""
     if step < warmup_iters:
         return (step + 1) / (warmup_iters + 1)
-    if lr_schedule == "constant":
-        return 1.0
     if lr_schedule == "step":
         return lr_gamma ** ((step - warmup_iters) // lr_step_iters)
-    lowest = min_lr / learning_rate if learning_rate else 0.0
+    lowest = 1.0 if lr_schedule == "constant" else min_lr / (learning_rate or 1.0)
     done = min(1.0, (step - warmup_iters) / max(1, (lr_decay_iters or last) - warmup_iters))
     left = 1 - done if lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return lowest + (1 - lowest) * left
@@ -241,7 +237,7 @@ def distributed(model, device):
     weights with FSDP (Zhao et al. 2023, "PyTorch FSDP"), or DDP's wrapper of it."""
     if activation_checkpointing:  # (Chen et al. 2016, "Training Deep Nets with Sublinear Memory")
         for block in model.transformer.h:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = lambda *x, run=block.forward: checkpoint(run, *x, use_reentrant=False)
     if dist.is_initialized() and parallel == "fsdp":
         from torch.distributed.fsdp import fully_shard
         mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
@@ -425,16 +421,15 @@ def main(arguments=None):
     if eval_only:
         print(report("validation", *losses_on("val")))
         return 0
-    if snapshot and (step >= last or reached()) and Path(out, "final_model.pt").exists():
+    if snapshot and (step >= last or reached()) and (out / "final_model.pt").exists():
         print(f"nothing left to do: {out_dir}/final_model.pt is the end of this run")
         return 0
     if sum_over_processes(step) != [step * n_processes]:
         raise ValueError(f"out_dir={out_dir} has to be a folder that all processes share")
-    log = out / "log.csv"
-    lines = log.read_text(encoding="utf-8").splitlines()[1:] if log.exists() else []
-    rows = [line.split(",") for line in lines if int(line.partition(",")[0]) < step]
+    rows = [line.split(",") for log in out.glob("log.csv")
+            for line in log.read_text("utf-8").splitlines()[1:] if int(line.split(",")[0]) < step]
     if rank == 0:
-        Path(out, "snapshots").mkdir(parents=True, exist_ok=True)
+        (out / "snapshots").mkdir(parents=True, exist_ok=True)
         # A kill cut the writing of .tmp off; and skipped snapshots mustn't displace the valid ones.
         for file in [*out.glob("snapshots/*.tmp"), *([] if snapshot else old)]:
             file.unlink()
@@ -466,7 +461,7 @@ def main(arguments=None):
             check_finite(step, loss, math.nan if skipped and not scaler.is_enabled() else 0)
         finished |= reached()
         eval_due = len(data["val"]) > 1 and due(eval_interval)
-        if clear and time.time() - shown > 0.2:
+        if clear and step > shown_step and time.time() - shown > 0.2:
             speed = (step - shown_step) * tokens / (time.time() - shown)
             print(f"{clear}{step}/{last} | loss {loss:.4f} | {speed:,.0f} tokens/s | "
                   f"{speed * model.flops_per_token() / 1e9:,.0f} GFLOP/s | "
@@ -535,7 +530,7 @@ def main(arguments=None):
     if encoding and num_return_sequences:
         print_samples(model, encoding, data["val"], target_device, num_return_sequences)
     if len(data["test"]) > 1:
-        best = Path(out, "best.pt" if best_val_loss < math.inf else "final_model.pt")
+        best = out / ("best.pt" if best_val_loss < math.inf else "final_model.pt")
         dcp.set_model_state_dict(model, read_snapshot(best)["model_state_dict"], options=full)
         print(report(f"test with {best}", *losses_on("test")))
     return 0
