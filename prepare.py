@@ -14,6 +14,8 @@ import heapq
 import json
 import os
 import re
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -36,6 +38,11 @@ END_OF_TEXT = "<|endoftext|>"
 # GPT-2's rule for what may become one token: a contraction, a word or a number or punctuation,
 # each with one space before it, or white space. Tokens never reach across such pieces.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+RETRY_DELAY = 1.0  # seconds before a download is tried again; doubled each time after that
+TIMEOUT = 30.0  # seconds without a byte after which a connection counts as broken
+REFUSALS = {401: "that needs a permission: set HF_TOKEN to a token that gives it",
+            403: "that is forbidden: set HF_TOKEN to a token that has access to it",
+            404: "there is no such thing: check the name and the address"}
 
 
 @contextmanager
@@ -56,6 +63,72 @@ def whole_file(path, mode="wb"):
         if isinstance(error, OSError):
             error.filename = str(path)
         raise error
+
+
+def receive(response, part):
+    """Write what comes into the file part, or behind what it holds, with a progress line on stderr.
+    Raises ConnectionError if that isn't all."""
+    size = part.stat().st_size if response.status_code == 206 else 0
+    span, _, total = response.headers.get("Content-Range", "").rpartition("/")
+    if response.status_code == 416 or size and not span.startswith(f"bytes {size}-"):
+        part.unlink(missing_ok=True)
+        raise ConnectionError("the server can't go on where it broke off")
+    if response.status_code != 206:  # all of it, whatever was asked for
+        response.raise_for_status()
+        total = response.headers.get("Content-Length", "")
+    total = int(total) if total.isdigit() else None  # not every server knows
+    start, old, shown = time.monotonic(), size, 0
+    with open(part, "ab" if size else "wb") as file:
+        for block in response.iter_content(1 << 14):
+            size += file.write(block)
+            seconds = time.monotonic() - start
+            if seconds > shown + 0.5 or size == total:
+                shown = seconds
+                print(f"\r{part.stem}: {size / 1e6:.1f} of {(total or 0) / 1e6:.1f} MB, "
+                      f"{(size - old) / 1e6 / (seconds + 1e-6):.1f} MB/s", end="   ",
+                      file=sys.stderr, flush=True)
+        file.flush()
+        os.fsync(file.fileno())
+    print(file=sys.stderr)
+    if total not in (None, size):
+        raise ConnectionError(f"{size:,} of {total:,} bytes came")
+
+
+def download(url, path, headers=None):
+    """Fetch an address into the file path, whole or not at all. What a broken attempt leaves in
+    path.part is gone on with, by up to four more attempts and by the next call. Content-Length is
+    checked, and the sha256 that Hugging Face names. Raises OSError, one line with the address."""
+    import requests  # here, since importing it takes long beside preparing a small text
+
+    part = Path(f"{path}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(5):
+        asked = {**(headers or {}), "Accept-Encoding": "identity"}
+        if part.exists() and part.stat().st_size:
+            asked["Range"] = f"bytes={part.stat().st_size}-"
+        try:
+            with requests.get(url, headers=asked, stream=True, timeout=TIMEOUT) as response:
+                receive(response, part)
+            break
+        except (requests.RequestException, ConnectionError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", 0)
+            reason = error if type(error) is ConnectionError else f"no connection ({error!r:.60})"
+            reason = REFUSALS.get(status, f"status {status}") if status else reason
+            if attempt == 4 or 400 <= status < 500 or isinstance(error, ValueError):  # no address
+                raise OSError(f"{url}: {reason}") from error
+            print(f"{url}: {reason}; trying again", file=sys.stderr)
+            time.sleep(RETRY_DELAY * 2 ** attempt)
+        except OSError as error:  # of the disk
+            error.filename = str(path)
+            raise
+    for answer in (*response.history, response):
+        promised = re.fullmatch('"?([0-9a-f]{64})"?', answer.headers.get("X-Linked-Etag", ""))
+        with open(part, "rb") as file:
+            if promised and hashlib.file_digest(file, "sha256").hexdigest() != promised[1]:
+                part.unlink()
+                raise OSError(f"{url}: what came hasn't the sha256 that the server names; it was "
+                              "deleted: try again")
+    os.replace(part, path)
 
 
 def fingerprint(path):
