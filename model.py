@@ -1,4 +1,4 @@
-"""The whole GPT-2: embeddings, blocks, loss, generation, and reading it from a snapshot.
+"""The whole GPT-2: embeddings, blocks, loss, generation, and the files that keep its weights.
 
 Notable, against what one may know from other GPTs:
 - it is GPT-2 to the letter (Radford et al. 2019), so that whatever is trained here opens in every
@@ -7,13 +7,23 @@ Notable, against what one may know from other GPTs:
 - attention is PyTorch's scaled_dot_product_attention, which picks the fastest kernel it has
 - a large vocabulary never has the logits of all positions in memory at once (GPT.loss)"""
 
+import functools
+import io
+import json
 import math
+import os
+import re
+import tempfile
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from prepare import END_OF_TEXT, REFUSALS, download, gpt2_tokenizer, whole_file
 
 # Shapes by name: GPT-2's four as OpenAI published them; GPT-3's eight from Table 2.1 of Brown et
 # al. 2020, but for two rows whose heads don't fit their width: 16 heads for 1.3B's 24, which make
@@ -345,6 +355,273 @@ class GPT(nn.Module):
         model.tokenizer = snapshot["tokenizer"]
         return model
 
+    @classmethod
+    def from_pretrained(cls, name, dropout=0.0):
+        """Return the GPT-2 of a local folder, or else of that name at Hugging Face ("gpt2-medium",
+        "owner/name", "owner/name@revision"); nothing in its files is executed. Raises ValueError
+        with the reason if it can't be had, is damaged or is another model."""
+        try:
+            folder = Path(name) if Path(name).is_dir() else hub_folder(name)
+            about = folder / "config.json"
+            about = json.loads((about if about.exists() else folder / "hparams.json").read_bytes())
+            for key, value in GPT2.items():
+                if about.get(key, value) != value:
+                    raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {value!r}")
+            config = GPTConfig(about.get("n_positions", about.get("n_ctx")),
+                               about.get("vocab_size", about.get("n_vocab")),
+                               about["n_layer"], about["n_head"], about["n_embd"], dropout)
+            weights = read_weights(folder)
+            if config.n_layer > len(weights):
+                raise ValueError(f"n_layer={config.n_layer}, but it has {len(weights)} tensors")
+            with torch.device("meta"):  # nothing is drawn at random, and no memory touched
+                model = cls(config)
+            model.to_empty(device="cpu")
+            model.lm_head.weight = model.transformer.wte.weight
+            for key, parameter in model.named_parameters():
+                target = parameter.data.t() if ".h." in key else parameter.data
+                tensor = weights.pop(key, torch.empty(0))
+                if tensor.shape != target.shape or not tensor.is_floating_point():
+                    raise ValueError(f"the tensor {key} is missing or none of {[*target.shape]} "
+                                     f"floats: {tensor.dtype} of {[*tensor.shape]}")
+                target.copy_(tensor)
+            if weights:
+                raise ValueError(f"GPT-2 has no tensor {min(weights)}")
+            model.tokenizer = read_tokenizer(folder, config.vocab_size)
+            return model
+        except Exception as error:  # a broken file can raise anything at all
+            reason = (str(error) or repr(error)).split("\n")[0]
+            raise ValueError(f"{name} can't be used: {reason}") from error
+
+    def save_pretrained(self, folder, tokenizer=None):
+        """Write the model into a new folder, whole or not at all, as every tool that runs GPT-2
+        reads it; tokenizer is described as in prepare.py, and the model's own by default."""
+        folder, config, last = Path(folder), self.config, self.config.vocab_size - 1
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty: choose another folder")
+        weights, header, end = {}, {"__metadata__": {"format": "pt"}}, 0
+        for name, parameter in self.named_parameters():
+            tensor = parameter.detach().cpu().float()
+            weights[name] = tensor.t() if ".h." in name else tensor
+            if not config.bias and (".h." in name or ".ln_f." in name):  # 0 is as good as none
+                weights[name.replace(".weight", ".bias")] = torch.zeros(len(tensor))
+        for name, tensor in weights.items():
+            header[name] = dict(dtype="F32", shape=[*tensor.shape],
+                                data_offsets=[end, end := end + tensor.nbytes])
+        header = json.dumps(header).encode()
+        header += b" " * (-len(header) % 8)
+        ends = dict(bos_token_id=last, eos_token_id=last)
+        files = {"generation_config.json": ends, "config.json": GPT2 | ends | dict(
+            architectures=["GPT2LMHeadModel"], n_positions=config.block_size, n_head=config.n_head,
+            n_layer=config.n_layer, n_embd=config.n_embd, vocab_size=config.vocab_size,
+            attn_pdrop=0.0, embd_pdrop=config.dropout, resid_pdrop=config.dropout)}
+        tokenizer = tokenizer or getattr(self, "tokenizer", None)
+        if tokenizer:
+            files["tokenizer.json"] = tokenizer_json(tokenizer["tokens"])
+            files["tokenizer_config.json"] = dict(
+                tokenizer_class="GPT2Tokenizer", model_max_length=config.block_size,
+                bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            new = Path(temporary, folder.name)
+            new.mkdir()
+            for name, content in files.items():
+                with whole_file(new / name, "w") as file:
+                    json.dump(content, file, indent=2)
+            with whole_file(new / "model.safetensors") as file:
+                file.write(len(header).to_bytes(8, "little") + header)
+                file.writelines(tensor.contiguous().numpy() for tensor in weights.values())
+            os.replace(new, folder)
+
+
+# GPT-2 as others keep it. config.json says this, or nothing of it, of a model that is a GPT-2:
+GPT2 = dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilon=1e-5,
+            scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
+            add_cross_attention=False, tie_word_embeddings=True)
+# In tokenizer.json, a byte that is no visible character stands as one of those from 256 on.
+HIDDEN = [byte for byte in range(256) if byte == 32 or not chr(byte).isprintable()]
+VISIBLE = {byte: 256 + i for i, byte in enumerate(HIDDEN)}
+
+
+def tokenizer_json(tokens):  # any two tokens that together are one may merge, the lowest id first
+    ids = {token.translate(VISIBLE): i for i, token in enumerate(tokens)}
+    merges = [f"{token[:i]} {token[i:]}" for token in ids for i in range(1, len(token))
+              if token[:i] in ids and token[i:] in ids]
+    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
+    end = dict(id=len(ids), content=END_OF_TEXT, special=True, normalized=False, lstrip=False,
+               rstrip=False, single_word=False)
+    return dict(version="1.0", added_tokens=[end], pre_tokenizer=level, decoder=level, model=dict(
+        type="BPE", vocab=ids | {END_OF_TEXT: len(ids)}, merges=merges, ignore_merges=True))
+
+
+def read_tokenizer(folder, vocab_size):
+    """Return the tokenizer of a folder, described as in prepare.py; None if it has none."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return gpt2_tokenizer() if vocab_size == 50257 else None
+    found = json.loads(path.read_bytes())
+    model, level = found["model"], found["pre_tokenizer"]
+    ids = model["vocab"] | {token["content"]: token["id"] for token in found["added_tokens"]}
+    tokens = sorted(ids, key=ids.get)
+    if (model["type"], level["type"], level["add_prefix_space"], tokens.pop(), sorted(ids.values())
+            ) != ("BPE", "ByteLevel", False, END_OF_TEXT, [*range(vocab_size)]):
+        raise ValueError(f"its tokenizer.json is not GPT-2's kind of BPE, of {vocab_size} tokens")
+    bytes_of = {letter: byte for byte, letter in VISIBLE.items()}
+    return {"name": "bpe", "tokens": [token.translate(bytes_of) for token in tokens]}
+
+
+def hub_folder(name):
+    """Return the folder of Hugging Face's cache for a model at the hub, "owner/name" or
+    "owner/name@revision"; if its weights aren't all there, the model is downloaded."""
+    model, _, revision = name.partition("@")
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    cache = cache / f"models--{model.replace('/', '--')}"
+    branch = cache / "refs" / (revision or "main")
+    revision = branch.read_text().strip() if branch.exists() else revision or "main"
+    folder = cache / "snapshots" / revision
+    hub, token = os.environ.get("HF_ENDPOINT", "https://huggingface.co"), os.environ.get("HF_TOKEN")
+
+    def get(file):  # -> whether there is such a file, now also here
+        try:
+            if not (folder / file).exists():
+                download(f"{hub}/{model}/resolve/{revision}/{file}", folder / file,
+                         {"Authorization": f"Bearer {token}"} if token else None)
+        except OSError as error:
+            if REFUSALS[404] not in str(error) or file == "config.json":
+                raise
+        return (folder / file).exists()
+
+    files = weight_files(folder)
+    if not files or not all((folder / file).exists() for file in files):
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise OSError(f"{folder} does not hold it, and HF_HUB_OFFLINE is set")
+        get("config.json") and get("tokenizer.json")
+        get("model.safetensors") or get("model.safetensors.index.json") or get("pytorch_model.bin")
+        all(map(get, weight_files(folder)))
+    return folder
+
+
+def weight_files(folder):  # -> the names of the files that a model's weights are in
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return {Path(file).name for file in json.loads(index.read_bytes())["weight_map"].values()}
+    files = "model.safetensors", "pytorch_model.bin", "model.ckpt.index"
+    return [file for file in files if (folder / file).exists()][:1]
+
+
+def read_weights(folder):
+    """Return {name: tensor} of a folder, the names as GPT's own and the tensors as in GPT-2: the
+    matrices inside the blocks are (in, out) there, and nn.Linear has (out, in)."""
+    read = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
+    weights = {}
+    for file in weight_files(folder):
+        weights |= read[Path(file).suffix](folder / file)
+    if "wte.weight" in weights:  # the oldest files leave this out
+        weights = {f"transformer.{name}": tensor for name, tensor in weights.items()}
+    masks = (".attn.bias", ".attn.masked_bias")  # of attention, always the same
+    weights = {name: tensor for name, tensor in weights.items() if not name.endswith(masks)}
+    head = [weights.pop(name) for name in [*weights] if name.endswith("lm_head.weight")]
+    if head and not torch.equal(head[0], weights["transformer.wte.weight"]):
+        raise ValueError("lm_head.weight is not the same as wte.weight")
+    return weights
+
+
+def mapped(path, offset, dtype, shape):  # -> a tensor that is read from the file when it's used
+    data = np.memmap(path, np.uint8, "c", offset, (math.prod(shape) * dtype.itemsize,))
+    return torch.from_numpy(data).view(dtype).view(shape)
+
+
+def read_safetensors(path):  # -> {name: tensor}; they have to fill the file without a gap
+    dtypes = dict(F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, U8=torch.uint8,
+                  BOOL=torch.bool)
+    size, weights = os.path.getsize(path), {}
+    with open(path, "rb") as file:
+        start = end = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8)) if start <= size else {}
+    header.pop("__metadata__", None)
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape, offsets = dtypes[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        length = math.prod(shape) * dtype.itemsize
+        if min(shape, default=1) < 1 or offsets != [end - start, end - start + length]:
+            raise ValueError(f"{path.name}: {name} of {shape} can't be at {offsets}")
+        weights[name] = mapped(path, end, dtype, shape)
+        end += length
+    if end != size:
+        raise ValueError(f"{path.name} has {size} bytes, its header speaks of {end}")
+    return weights
+
+
+def torch_load(path, mmap=True):  # -> what torch.save wrote; nothing in it is executed
+    zipped = zipfile.is_zipfile(path)  # torch.save had another form before 2020
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()  # compares the checksum of each record
+        if broken:
+            raise ValueError(f"its record {broken} is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
+
+
+def varint(file):  # seven bits a byte, the lowest first; the eighth says that more follow
+    byte, = file.read(1)
+    return byte if byte < 128 else byte - 128 + (varint(file) << 7)
+
+
+def fields(data):  # -> {number: value} of a protocol buffer; a repeated field is a list
+    file, found = io.BytesIO(data), {}
+    while file.tell() < len(data):
+        number, kind = divmod(varint(file), 8)
+        value = varint(file) if kind == 0 else file.read(4 if kind == 5 else varint(file))
+        found.setdefault(number, []).append(value)
+    return found
+
+
+def crc32c(data):  # -> the four bytes of TensorFlow's checksum
+    step = lambda crc, _: crc >> 1 ^ crc % 2 * 0x82F63B78  # Castagnoli's polynomial
+    table = [functools.reduce(step, range(8), byte) for byte in range(256)]
+    crc = functools.reduce(lambda crc, byte: crc >> 8 ^ table[crc & 255 ^ byte], data, 0xFFFFFFFF)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def table_block(table, handle):
+    """Return {key: value} of a block of an SSTable, whose place and size the handle tells."""
+    place, size = varint(handle), varint(handle)
+    block = table[place:place + size + 1]
+    if crc32c(block) != table[place + size + 1:place + size + 5] or block[-1]:
+        raise ValueError("its index is damaged, or compressed")
+    file, key, found = io.BytesIO(block), b"", {}
+    while file.tell() < size - 4 - 4 * int.from_bytes(block[-5:-1], "little"):
+        shared, more, length = varint(file), varint(file), varint(file)
+        key = key[:shared] + file.read(more)  # it may begin as the one before did
+        found[key] = file.read(length)
+    return found
+
+
+def read_tensorflow(path):
+    """Return {name: tensor} of a TensorFlow checkpoint; path is its index, an SSTable of protocol
+    buffers. Checksums are compared, except of tensors above a megabyte, which takes minutes."""
+    table, weights = path.read_bytes(), {}
+    if table[-8:] != 0xdb4775248b80fb57.to_bytes(8, "little"):
+        raise ValueError(f"{path.name} does not end as an SSTable does")
+    footer, entries = io.BytesIO(table[-48:]), {}
+    varint(footer), varint(footer)  # the place and size of a block without use
+    for handle in table_block(table, footer).values():
+        entries |= table_block(table, io.BytesIO(handle))
+    entries.pop(b"", None)  # it is about the file as a whole
+    for name, entry in entries.items():
+        entry, name = fields(entry), name.decode()
+        shape = [fields(size)[1][0] for size in fields(entry[2][0])[2]][-2:]  # some are [1, n, m]
+        tensor = mapped(path.with_suffix(".data-00000-of-00001"), entry.get(4, [0])[0],
+                        torch.float32, shape)
+        if (entry[1] != [1] or entry[5] != [tensor.nbytes]
+                or tensor.nbytes <= 1 << 20 and entry[6] != [crc32c(tensor.numpy().tobytes())]):
+            raise ValueError(f"{name} is damaged, or not float32")
+        for old, new in (("^model/h", "h."), ("^model/", ""), ("/", "."), ("w[tp]e$", r"\g<0>.w"),
+                         (r"\.[wg]$", ".weight"), (r"\.b$", ".bias")):
+            name = re.sub(old, new, name)
+        weights[name] = tensor
+    return weights
+
 
 SNAPSHOT = dict(model_state_dict=dict, optimizer_state_dict=list, step=int, loss=float,
                 best_val_loss=float, model_config=dict, settings=dict, data=str,
@@ -355,11 +632,7 @@ def read_snapshot(path):
     """Return the dict that is in a snapshot file, on the CPU; nothing in it is executed.
     Raises ValueError with the reason if the file is not a whole snapshot of this format."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()  # compares the checksum of each record
-        if broken:
-            raise ValueError(f"its record {broken} is damaged")
-        snapshot = torch.load(path, map_location="cpu", weights_only=True)
+        snapshot = torch_load(path, mmap=False)
         if not all(isinstance(snapshot[key], kind) for key, kind in SNAPSHOT.items()):
             raise ValueError("it is not a snapshot of train.py")
         if snapshot["format_version"] != 1:

@@ -1,10 +1,12 @@
-"""Text from a model that train.py made.
+"""Text from a model that train.py made, or from GPT-2.
 
     python sample.py --start="O gentle night"
     python sample.py --start=FILE:prompt.txt --num_samples=3 --temperature=1.0 --top_p=0.9
     python sample.py --interactive
     python sample.py --start="To be" --max_new_tokens=20 --probs=5   # what it hesitated between
     python sample.py --score=poem.txt                                # how well it knows a text
+    python sample.py --init_from=gpt2 --start="O gentle night"       # OpenAI's, or what you name
+    python sample.py --export=hf_model                               # for other tools
 
 Standard output is the text and nothing else; all that is said about it goes to standard error."""
 
@@ -22,7 +24,8 @@ from prepare import load_tokenizer
 
 out_dir = "out"  # folder of the run to sample from
 snapshot = "auto"  # 'best', 'final', 'latest' or a path; 'auto' is the first of these that is there
-init_from = "auto"  # as in train.py: 'auto' and 'resume' take a snapshot of out_dir
+init_from = "auto"  # 'auto' and 'resume' take a snapshot; 'gpt2', another model's name, a folder
+export = ""  # write the model into this new folder as other tools read it, in place of a text
 start = "\n"  # the prompt; FILE:path reads a file, - standard input, '' begins a new document
 num_samples = 1  # continuations, made side by side
 max_new_tokens = 200  # length of each
@@ -41,7 +44,6 @@ dtype = "auto"  # 'float32', 'bfloat16' or 'float16'
 
 
 def check_settings():  # one that can't be meant ends with exit code 2
-    config.one_of(globals(), "init_from", "auto", "resume")
     config.at_least(globals(), 1, "num_samples stride")
     config.at_least(globals(), 0, "max_new_tokens temperature top_k beams probs seed "
                     "length_penalty")
@@ -50,7 +52,9 @@ def check_settings():  # one that can't be meant ends with exit code 2
 
 
 def load_model():
-    """Return the model that the setting snapshot names, with its tokenizer's description."""
+    """Return the model that the settings name, with its tokenizer's description."""
+    if init_from not in ("auto", "resume"):
+        return GPT.from_pretrained(init_from)
     snapshots = Path(out_dir, "snapshots").glob("snapshot_step_*.pt")
     latest = max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
     there = {"best": Path(out_dir, "best.pt"), "final": Path(out_dir, "final_model.pt"),
@@ -177,7 +181,12 @@ def main(arguments=None):
     elif start.startswith("FILE:"):
         text = read_text(start[5:])
     scored_text = read_text(score) if score else ""
-    model = load_model().to(target_device, matrix_dtype).eval()
+    model = load_model()
+    if export:
+        return model.save_pretrained(export)
+    if not model.tokenizer:
+        raise ValueError("the model has no tokenizer: a tokenizer.json beside its weights is one")
+    model.to(target_device, matrix_dtype).eval()
     encoding = load_tokenizer(model.tokenizer)
     if score:
         print_score(model, encoding, scored_text)
