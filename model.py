@@ -370,7 +370,16 @@ class GPT(nn.Module):
             config = GPTConfig(about.get("n_positions", about.get("n_ctx")),
                                about.get("vocab_size", about.get("n_vocab")),
                                about["n_layer"], about["n_head"], about["n_embd"], dropout)
-            weights = read_weights(folder)
+            weights = {}
+            for path in weight_files(folder):
+                read = {".safetensors": read_safetensors, ".bin": torch_load}
+                weights |= read.get(path.suffix, read_tensorflow)(path)
+            prefix = "transformer." if "wte.weight" in weights else ""  # left out in old files
+            masks = (".attn.bias", ".attn.masked_bias")  # no parameters: always the same
+            weights = {prefix + key: weights[key] for key in weights if not key.endswith(masks)}
+            head = weights.pop(f"{prefix}lm_head.weight", None)
+            if head is not None and not torch.equal(head, weights["transformer.wte.weight"]):
+                raise ValueError("lm_head.weight isn't wte.weight over again, as in GPT-2")
             if config.n_layer > len(weights):
                 raise ValueError(f"n_layer={config.n_layer}, but it has {len(weights)} tensors")
             with torch.device("meta"):  # nothing is drawn at random, and no memory touched
@@ -386,7 +395,7 @@ class GPT(nn.Module):
                 target.copy_(tensor)
             if weights:
                 raise ValueError(f"GPT-2 has no tensor {min(weights)}")
-            model.tokenizer = read_tokenizer(folder, config.vocab_size)
+            model.tokenizer = read_tokenizer(folder / "tokenizer.json", config.vocab_size)
             return model
         except Exception as error:  # a broken file can raise anything at all
             reason = (str(error) or repr(error)).split("\n")[0]
@@ -440,6 +449,8 @@ GPT2 = dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilo
 # In tokenizer.json, a byte that is no visible character stands as one of those from 256 on.
 HIDDEN = [byte for byte in range(256) if byte == 32 or not chr(byte).isprintable()]
 VISIBLE = {byte: 256 + i for i, byte in enumerate(HIDDEN)}
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                "model.ckpt.index")  # the first that is there counts
 
 
 def tokenizer_json(tokens):  # any two tokens that together are one may merge, the lowest id first
@@ -453,77 +464,59 @@ def tokenizer_json(tokens):  # any two tokens that together are one may merge, t
         type="BPE", vocab=ids | {END_OF_TEXT: len(ids)}, merges=merges, ignore_merges=True))
 
 
-def read_tokenizer(folder, vocab_size):
-    """Return the tokenizer of a folder, described as in prepare.py; None if it has none."""
-    path = folder / "tokenizer.json"
+def read_tokenizer(path, vocab_size):  # -> as prepare.py describes one, None if there is none
     if not path.exists():
         return gpt2_tokenizer() if vocab_size == 50257 else None
     found = json.loads(path.read_bytes())
-    model, level = found["model"], found["pre_tokenizer"]
-    ids = model["vocab"] | {token["content"]: token["id"] for token in found["added_tokens"]}
-    tokens = sorted(ids, key=ids.get)
-    if (model["type"], level["type"], level["add_prefix_space"], tokens.pop(), sorted(ids.values())
-            ) != ("BPE", "ByteLevel", False, END_OF_TEXT, [*range(vocab_size)]):
-        raise ValueError(f"its tokenizer.json is not GPT-2's kind of BPE, of {vocab_size} tokens")
-    bytes_of = {letter: byte for byte, letter in VISIBLE.items()}
-    return {"name": "bpe", "tokens": [token.translate(bytes_of) for token in tokens]}
+    ids = found["model"]["vocab"] | {end["content"]: end["id"] for end in found["added_tokens"]}
+    *tokens, last = sorted(ids, key=ids.get)
+    tokens = [token.translate({sign: byte for byte, sign in VISIBLE.items()}) for token in tokens]
+    kind = found["model"]["type"], found["pre_tokenizer"]["type"]
+    if (kind != ("BPE", "ByteLevel") or found["pre_tokenizer"]["add_prefix_space"]
+            or last != END_OF_TEXT or sorted(ids.values()) != [*range(vocab_size)]
+            or not {*"".join(tokens)} == {*map(chr, range(256))} <= {*tokens}):
+        raise ValueError(f"tokenizer.json isn't a BPE as GPT-2's, with {vocab_size} tokens")
+    return {"name": "bpe", "tokens": tokens}
 
 
 def hub_folder(name):
-    """Return the folder of Hugging Face's cache for a model at the hub, "owner/name" or
-    "owner/name@revision"; if its weights aren't all there, the model is downloaded."""
+    """Return the folder of a model at the hub ("owner/name", "owner/name@revision") in Hugging
+    Face's cache, downloaded if its weights aren't all there. Raises OSError if it can't be had."""
     model, _, revision = name.partition("@")
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE", f"{cache}/hub")).expanduser()
     cache = cache / f"models--{model.replace('/', '--')}"
     branch = cache / "refs" / (revision or "main")
     revision = branch.read_text().strip() if branch.exists() else revision or "main"
     folder = cache / "snapshots" / revision
     hub, token = os.environ.get("HF_ENDPOINT", "https://huggingface.co"), os.environ.get("HF_TOKEN")
 
-    def get(file):  # -> whether there is such a file, now also here
+    def get(path):  # -> whether it's there now: the hub may have no such file
         try:
-            if not (folder / file).exists():
-                download(f"{hub}/{model}/resolve/{revision}/{file}", folder / file,
+            if not path.exists():
+                download(f"{hub}/{model}/resolve/{revision}/{path.name}", path,
                          {"Authorization": f"Bearer {token}"} if token else None)
         except OSError as error:
-            if REFUSALS[404] not in str(error) or file == "config.json":
+            if path.name == "config.json" or REFUSALS[404] not in str(error):
                 raise
-        return (folder / file).exists()
+        return path.exists()
 
-    files = weight_files(folder)
-    if not files or not all((folder / file).exists() for file in files):
+    if not all(path.exists() for path in weight_files(folder)):
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise OSError(f"{folder} does not hold it, and HF_HUB_OFFLINE is set")
-        get("config.json") and get("tokenizer.json")
-        get("model.safetensors") or get("model.safetensors.index.json") or get("pytorch_model.bin")
-        all(map(get, weight_files(folder)))
+            raise OSError(f"{folder} doesn't hold it, and HF_HUB_OFFLINE is set")
+        get(folder / "config.json")
+        get(folder / "tokenizer.json")
+        any(get(folder / file) for file in WEIGHT_FILES[:3])
+        all(get(path) for path in weight_files(folder))
     return folder
 
 
-def weight_files(folder):  # -> the names of the files that a model's weights are in
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return {Path(file).name for file in json.loads(index.read_bytes())["weight_map"].values()}
-    files = "model.safetensors", "pytorch_model.bin", "model.ckpt.index"
-    return [file for file in files if (folder / file).exists()][:1]
-
-
-def read_weights(folder):
-    """Return {name: tensor} of a folder, the names as GPT's own and the tensors as in GPT-2: the
-    matrices inside the blocks are (in, out) there, and nn.Linear has (out, in)."""
-    read = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
-    weights = {}
-    for file in weight_files(folder):
-        weights |= read[Path(file).suffix](folder / file)
-    if "wte.weight" in weights:  # the oldest files leave this out
-        weights = {f"transformer.{name}": tensor for name, tensor in weights.items()}
-    masks = (".attn.bias", ".attn.masked_bias")  # of attention, always the same
-    weights = {name: tensor for name, tensor in weights.items() if not name.endswith(masks)}
-    head = [weights.pop(name) for name in [*weights] if name.endswith("lm_head.weight")]
-    if head and not torch.equal(head[0], weights["transformer.wte.weight"]):
-        raise ValueError("lm_head.weight is not the same as wte.weight")
-    return weights
+def weight_files(folder):  # -> the paths of the files that a model's weights are in
+    paths = [folder / file for file in WEIGHT_FILES if (folder / file).exists()]
+    if paths and paths[0].suffix == ".json":  # it says which tensor is in which file
+        files = json.loads(paths[0].read_bytes())["weight_map"].values()
+        return [folder / file for file in {Path(file).name for file in files}]
+    return paths[:1] or [folder / WEIGHT_FILES[0]]
 
 
 def mapped(path, offset, dtype, shape):  # -> a tensor that is read from the file when it's used
@@ -575,10 +568,13 @@ def fields(data):  # -> {number: value} of a protocol buffer; a repeated field i
     return found
 
 
+CRC = list(range(256))  # what each byte makes of a remainder by Castagnoli's polynomial
+for _ in range(8):
+    CRC = [crc >> 1 ^ crc % 2 * 0x82F63B78 for crc in CRC]
+
+
 def crc32c(data):  # -> the four bytes of TensorFlow's checksum
-    step = lambda crc, _: crc >> 1 ^ crc % 2 * 0x82F63B78  # Castagnoli's polynomial
-    table = [functools.reduce(step, range(8), byte) for byte in range(256)]
-    crc = functools.reduce(lambda crc, byte: crc >> 8 ^ table[crc & 255 ^ byte], data, 0xFFFFFFFF)
+    crc = functools.reduce(lambda crc, byte: crc >> 8 ^ CRC[crc & 255 ^ byte], data, 0xFFFFFFFF)
     crc ^= 0xFFFFFFFF
     return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
 
