@@ -7,7 +7,6 @@ Notable, against what one may know from other GPTs:
 - attention is PyTorch's scaled_dot_product_attention, which picks the fastest kernel it has
 - a large vocabulary never has the logits of all positions in memory at once (GPT.loss)"""
 
-import functools
 import io
 import json
 import math
@@ -375,8 +374,8 @@ class GPT(nn.Module):
                 read = {".safetensors": read_safetensors, ".bin": torch_load}
                 weights |= read.get(path.suffix, read_tensorflow)(path)
             prefix = "transformer." if "wte.weight" in weights else ""  # left out in old files
-            masks = (".attn.bias", ".attn.masked_bias")  # no parameters: always the same
-            weights = {prefix + key: weights[key] for key in weights if not key.endswith(masks)}
+            weights = {prefix + key: tensor for key, tensor in weights.items()
+                       if not key.endswith((".attn.bias", ".attn.masked_bias"))}  # constants
             head = weights.pop(f"{prefix}lm_head.weight", None)
             if head is not None and not torch.equal(head, weights["transformer.wte.weight"]):
                 raise ValueError("lm_head.weight isn't wte.weight over again, as in GPT-2")
@@ -390,8 +389,8 @@ class GPT(nn.Module):
                 target = parameter.data.t() if ".h." in key else parameter.data
                 tensor = weights.pop(key, torch.empty(0))
                 if tensor.shape != target.shape or not tensor.is_floating_point():
-                    raise ValueError(f"the tensor {key} is missing or none of {[*target.shape]} "
-                                     f"floats: {tensor.dtype} of {[*tensor.shape]}")
+                    raise ValueError(f"the tensor {key} is missing, or is {[*tensor.shape]} of "
+                                     f"{tensor.dtype}, not {[*target.shape]} of floats")
                 target.copy_(tensor)
             if weights:
                 raise ValueError(f"GPT-2 has no tensor {min(weights)}")
@@ -485,7 +484,7 @@ def hub_folder(name):
     model, _, revision = name.partition("@")
     cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE", f"{cache}/hub")).expanduser()
-    cache = cache / f"models--{model.replace('/', '--')}"
+    cache = cache / f"models--{model}".replace("/", "--")
     branch = cache / "refs" / (revision or "main")
     revision = branch.read_text().strip() if branch.exists() else revision or "main"
     folder = cache / "snapshots" / revision
@@ -545,8 +544,8 @@ def read_safetensors(path):  # -> {name: tensor}; they have to fill the file wit
 
 
 def torch_load(path, mmap=True):  # -> what torch.save wrote; nothing in it is executed
-    zipped = zipfile.is_zipfile(path)  # torch.save had another form before 2020
-    if zipped:
+    zipped = zipfile.is_zipfile(path)
+    if zipped or not mmap:  # before 2020, torch.save wrote another form
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()  # compares the checksum of each record
         if broken:
@@ -554,63 +553,57 @@ def torch_load(path, mmap=True):  # -> what torch.save wrote; nothing in it is e
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
 
 
-def varint(file):  # seven bits a byte, the lowest first; the eighth says that more follow
-    byte, = file.read(1)
-    return byte if byte < 128 else byte - 128 + (varint(file) << 7)
-
-
-def fields(data):  # -> {number: value} of a protocol buffer; a repeated field is a list
-    file, found = io.BytesIO(data), {}
-    while file.tell() < len(data):
-        number, kind = divmod(varint(file), 8)
-        value = varint(file) if kind == 0 else file.read(4 if kind == 5 else varint(file))
-        found.setdefault(number, []).append(value)
-    return found
-
-
-CRC = list(range(256))  # what each byte makes of a remainder by Castagnoli's polynomial
-for _ in range(8):
-    CRC = [crc >> 1 ^ crc % 2 * 0x82F63B78 for crc in CRC]
-
-
-def crc32c(data):  # -> the four bytes of TensorFlow's checksum
-    crc = functools.reduce(lambda crc, byte: crc >> 8 ^ CRC[crc & 255 ^ byte], data, 0xFFFFFFFF)
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
-
-
-def table_block(table, handle):
-    """Return {key: value} of a block of an SSTable, whose place and size the handle tells."""
-    place, size = varint(handle), varint(handle)
-    block = table[place:place + size + 1]
-    if crc32c(block) != table[place + size + 1:place + size + 5] or block[-1]:
-        raise ValueError("its index is damaged, or compressed")
-    file, key, found = io.BytesIO(block), b"", {}
-    while file.tell() < size - 4 - 4 * int.from_bytes(block[-5:-1], "little"):
-        shared, more, length = varint(file), varint(file), varint(file)
-        key = key[:shared] + file.read(more)  # it may begin as the one before did
-        found[key] = file.read(length)
-    return found
-
-
 def read_tensorflow(path):
-    """Return {name: tensor} of a TensorFlow checkpoint; path is its index, an SSTable of protocol
-    buffers. Checksums are compared, except of tensors above a megabyte, which takes minutes."""
-    table, weights = path.read_bytes(), {}
-    if table[-8:] != 0xdb4775248b80fb57.to_bytes(8, "little"):
-        raise ValueError(f"{path.name} does not end as an SSTable does")
-    footer, entries = io.BytesIO(table[-48:]), {}
-    varint(footer), varint(footer)  # the place and size of a block without use
-    for handle in table_block(table, footer).values():
-        entries |= table_block(table, io.BytesIO(handle))
+    """Return {name: tensor} of a TensorFlow checkpoint. Its index, path, is a table of tables of
+    protocol buffers. Checksums are compared, but for tensors above a megabyte: it takes minutes."""
+    index, entries, weights = path.read_bytes(), {}, {}
+    remainders = list(range(256))  # of what follows a byte, by Castagnoli's polynomial
+    for _ in range(8):
+        remainders = [crc >> 1 ^ crc % 2 * 0x82F63B78 for crc in remainders]
+
+    def checksum(data):
+        crc = 0xFFFFFFFF
+        for byte in data:
+            crc = crc >> 8 ^ remainders[crc & 255 ^ byte]
+        crc ^= 0xFFFFFFFF
+        return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
+
+    def varint(file):  # seven bits a byte, the lowest first; the eighth says that more follow
+        byte, = file.read(1)
+        return byte if byte < 128 else byte - 128 + (varint(file) << 7)
+
+    def fields(data):  # -> {number: [values]} of a protocol buffer
+        file, found = io.BytesIO(data), {}
+        while file.tell() < len(data):
+            number, kind = divmod(varint(file), 8)
+            value = varint(file) if kind == 0 else file.read(4 if kind == 5 else varint(file))
+            found.setdefault(number, []).append(value)
+        return found
+
+    def table(handle):  # -> {key: value} of the table whose place and size the handle tells
+        place, size = varint(handle), varint(handle)
+        block = index[place:place + size + 1]
+        if checksum(block) != index[place + size + 1:place + size + 5] or block[-1]:
+            raise ValueError(f"{path.name} is damaged, or compressed")
+        file, key, found = io.BytesIO(block), b"", {}
+        while file.tell() < size - 4 - 4 * int.from_bytes(block[-5:-1], "little"):
+            shared, more, length = varint(file), varint(file), varint(file)
+            key = key[:shared] + file.read(more)  # it may begin as the one before did
+            found[key] = file.read(length)
+        return found
+
+    footer = io.BytesIO(index[-48:])
+    varint(footer), varint(footer)  # the place and size of a table without use
+    for handle in table(footer).values():
+        entries |= table(io.BytesIO(handle))
     entries.pop(b"", None)  # it is about the file as a whole
     for name, entry in entries.items():
-        entry, name = fields(entry), name.decode()
+        name, entry = name.decode(), fields(entry)
         shape = [fields(size)[1][0] for size in fields(entry[2][0])[2]][-2:]  # some are [1, n, m]
         tensor = mapped(path.with_suffix(".data-00000-of-00001"), entry.get(4, [0])[0],
                         torch.float32, shape)
         if (entry[1] != [1] or entry[5] != [tensor.nbytes]
-                or tensor.nbytes <= 1 << 20 and entry[6] != [crc32c(tensor.numpy().tobytes())]):
+                or tensor.nbytes <= 1 << 20 and entry[6] != [checksum(tensor.numpy().tobytes())]):
             raise ValueError(f"{name} is damaged, or not float32")
         for old, new in (("^model/h", "h."), ("^model/", ""), ("/", "."), ("w[tp]e$", r"\g<0>.w"),
                          (r"\.[wg]$", ".weight"), (r"\.b$", ".bias")):

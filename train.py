@@ -27,7 +27,7 @@ from prepare import fingerprint, gpt2_tokenizer, load_tokenizer, read_meta, sett
 # where the data is and where the results go
 data_dir = "data"  # folder with train.bin and val.bin
 out_dir = "out"  # folder for snapshots, log.csv and loss.svg
-init_from = "auto"  # or 'scratch', 'resume' (has to go on), 'gpt2', another hub id, a folder
+init_from = "auto"  # 'auto' goes on if it can; 'scratch', 'resume', 'gpt2', a hub id, a folder
 overwrite = False  # let init_from='scratch' delete the run that is in out_dir
 snapshot_interval = 100  # iterations between snapshots
 keep_snapshots = 2  # how many of the newest snapshots are kept
@@ -78,8 +78,7 @@ compile = "auto"  # torch.compile: True, False; 'auto' for CUDA only
 
 LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", "val_loss",
                "val_perplexity", "val_bits_per_byte")
-
-STARTS = ("auto", "scratch", "resume")  # any other init_from names weights to begin from
+STARTS = ("auto", "scratch", "resume")
 
 
 def check_settings():  # one that can't be meant ends with exit code 2
@@ -295,9 +294,8 @@ def check_same_run(path, snapshot, model, meta):
         "init_from": snapshot["settings"].get("init_from")}
     here = asdict(model.config) | {
         "optimizer": optimizer, "data": meta["splits"]["train"]["fingerprint"],
-        "tokenizer": hashed(meta["tokenizer"]), "dropout": dropout, "init_from": init_from}
-    if {there["init_from"], init_from} <= {*STARTS}:  # all of these go on in the same way
-        del here["init_from"]
+        "tokenizer": hashed(meta["tokenizer"]), "dropout": dropout,
+        "init_from": there["init_from"] if init_from in STARTS else init_from}
     reasons = [f"{name}={there.get(name)}, not {here[name]}" for name in here
                if there.get(name) != here[name]]
     if reasons:
@@ -411,9 +409,9 @@ def main(arguments=None):
     encoding = load_tokenizer(meta["tokenizer"]) if meta["tokenizer"] else None
 
     # What out_dir holds decides how the run begins.
-    pretrained = init_from not in STARTS
-    anew = init_from == "scratch" or pretrained and eval_only
-    path, snapshot = (None, None) if anew else newest_snapshot()
+    pretrained = init_from not in STARTS  # it names weights to begin from
+    unasked = init_from == "scratch" or pretrained and eval_only
+    path, snapshot = (None, None) if unasked else newest_snapshot()
     old = [Path(out_dir, name) for name in ("best.pt", "final_model.pt", "log.csv", "loss.svg")]
     old = [file for file in old if file.exists()] + snapshots()
     if old and not snapshot and not overwrite and not eval_only:
@@ -425,9 +423,9 @@ def main(arguments=None):
     # The model is new or the snapshot's, which has to fit the settings.
     torch.manual_seed(seed)
     shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, **SIZES.get(size, {}),
-             "block_size": block_size, "vocab_size": meta["vocab_size"], "bias": bias}
+             "vocab_size": meta["vocab_size"], "bias": bias}
     if pretrained and snapshot:
-        shape = snapshot["model_config"] | {"block_size": block_size}
+        shape = snapshot["model_config"]
     if pretrained and not snapshot:
         model = GPT.from_pretrained(init_from, dropout)
         model.crop_block_size(block_size)
@@ -435,7 +433,7 @@ def main(arguments=None):
             raise ValueError(f"{data_dir} has {meta['vocab_size']} tokens and {init_from} "
                              f"{model.config.vocab_size}: see prepare.py's --tokenizer=gpt2")
     else:
-        model = GPT(GPTConfig(**shape | {"dropout": dropout}))
+        model = GPT(GPTConfig(**shape | {"block_size": block_size, "dropout": dropout}))
     if snapshot:
         check_same_run(path, snapshot, model, meta)
         model.load_state_dict(snapshot["model_state_dict"])

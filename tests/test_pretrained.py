@@ -20,7 +20,6 @@ import prepare
 from model import GPT, GPTConfig
 from prepare import load_tokenizer
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 needs_vocabulary = pytest.mark.skipif(not VOCABULARY.exists(), reason="GPT-2's vocabulary is not "
                                       f"in {VOCABULARY}")
 TEXT = ("Who's there? naïve – 日本 🙂 \u00a0\u00ad\u200b x²  fin\n\n\n\n\n \n\t\r\n   \n a  b\n"
@@ -179,6 +178,11 @@ def test_a_tokenizer_of_another_kind_is_refused(change, exported, tmp_path):
 
 # ---- the scripts --------------------------------------------------------------------------------
 
+TUNE = ["--block_size=8", "--batch_size=4", "--max_iters=6", "--log_interval=1",
+        "--eval_interval=3", "--eval_iters=2", "--snapshot_interval=2", "--device=cpu",
+        "--num_return_sequences=0", "--dropout=0.1", "--optimizer=adamw", "--learning_rate=1e-4"]
+
+
 def test_an_exported_model_says_what_the_snapshot_says(exported, finished_run):
     arguments = "--start=The ", "--max_new_tokens=30", "--device=cpu", "--seed=5"
     text = succeed("sample", f"--out_dir={finished_run}", "--snapshot=final", *arguments)
@@ -187,14 +191,13 @@ def test_an_exported_model_says_what_the_snapshot_says(exported, finished_run):
 
 @pytest.mark.parametrize("arguments, word", [
     (["--init_from=no/such"], "HF_HUB_OFFLINE"), (["--init_from=config"], "hparams.json")])
-def test_a_model_that_can_not_be_had_is_one_line(arguments, word, monkeypatch):
+def test_a_model_that_can_not_be_had_is_one_line(arguments, word, monkeypatch, data_dir):
     monkeypatch.chdir(ROOT)
-    for script in ("sample", "train"):
-        if script == "train":
-            arguments = [*arguments, "--data_dir=nowhere"]
-            continue
-        code, out, err = call(script, *arguments)
-        assert (code, out, err.count("\n")) == (1, "", 1) and word in err
+    code, out, err = call("sample", *arguments)
+    assert (code, out, err.count("\n")) == (1, "", 1) and word in err
+    code, out, err = call("train", *TUNE, f"--data_dir={data_dir}", *arguments,
+                          f"--out_dir={data_dir / 'none'}")
+    assert (code, err.count("\n")) == (1, 1) and word in err and not (data_dir / "none").exists()
 
 
 def test_a_model_without_a_tokenizer_can_not_write(tmp_path):
@@ -202,11 +205,6 @@ def test_a_model_without_a_tokenizer_can_not_write(tmp_path):
     write_safetensors(tmp_path, gpt2_tensors(make_model()))
     code, out, err = call("sample", f"--init_from={tmp_path}")
     assert (code, out, err.count("\n")) == (1, "", 1) and "tokenizer" in err
-
-
-TUNE = ["--block_size=8", "--batch_size=4", "--max_iters=6", "--log_interval=1",
-        "--eval_interval=3", "--eval_iters=2", "--snapshot_interval=2", "--num_return_sequences=0", "--device=cpu",
-        "--dropout=0.1", "--optimizer=adamw", "--learning_rate=1e-4"]
 
 
 def test_training_begins_from_a_model_and_goes_on_from_its_own_snapshots(exported, data_dir,
