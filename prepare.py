@@ -74,8 +74,8 @@ def download(url, path, headers=None):
     part.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(5):
         size = part.stat().st_size if part.exists() else 0
-        span = {"Range": f"bytes={size}-"} if size else {}
-        asked = {**(headers or {}), "Accept-Encoding": "identity", **span}
+        asked = {**(headers or {}), "Accept-Encoding": "identity"}
+        asked |= {"Range": f"bytes={size}-"} if size else {}
         try:
             with requests.get(url, headers=asked, stream=True, timeout=TIMEOUT) as response:
                 response.raise_for_status()
@@ -316,37 +316,41 @@ def by_split(sources, ends):
     split ends (in characters). With ends=None each goes where a hash of its content (as far as its
     first piece) says, so that a document that is added moves no other to another split."""
     position = 0
-    split = None
+    new = True
     for text, last in documents(sources):
-        for part, end in zip(SPLITS, ends or ()):
-            piece = text[:max(0, end - position)]
-            if piece:
-                yield part, piece, False
-                position += len(piece)
-                text = text[len(piece):]
-        if not ends:
+        for split, end in zip(SPLITS, ends or ()):
+            part = text[:max(0, end - position)]
+            if part:
+                yield split, part, False
+                position += len(part)
+                text = text[len(part):]
+        if new and not ends:
             share = int(hashlib.sha256(text.encode()).hexdigest()[:13], 16) / 16**13
-            drawn = SPLITS[(share < val_fraction + test_fraction) + (share < test_fraction)]
-            split = split or drawn
+            split = SPLITS[(share < val_fraction + test_fraction) + (share < test_fraction)]
+        if not ends:
             yield split, text, last
-            split = None if last else split
+            new = last
 
 
 def encoded(parts, encoding, dtype):
-    """Yield {split: ids as bytes} for a few parts at a time, in order, from tiktoken's threads."""
+    """Yield [(split, text in UTF-8, ids as bytes)], a few parts at a time and in order, with the
+    work done by tiktoken's threads."""
     def encode(batch):
-        result = dict.fromkeys(SPLITS, b"")
+        result = []
         for split, text, last in batch:
             ids = encoding.encode_to_numpy(text, disallowed_special=())
             ids = np.append(ids, encoding.eot_token) if last else ids
-            result[split] += ids.astype(dtype).tobytes()
+            result.append((split, text.encode(), ids.astype(dtype).tobytes()))
         return result
 
     threads = workers or os.cpu_count()
-    batches = iter(lambda: list(itertools.islice(parts, 4)), [])
+    ahead = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
-        while ahead := list(itertools.islice(batches, 16 * threads)):
-            yield from pool.map(encode, ahead)
+        while batch := list(itertools.islice(parts, 4)):
+            ahead.append(pool.submit(encode, batch))
+            if len(ahead) > 8 * threads:
+                yield ahead.popleft().result()
+        yield from (task.result() for task in ahead)
 
 
 def sealed(meta):  # -> the JSON of meta.json, with a sha256 of itself
@@ -391,31 +395,29 @@ def main(arguments=None):
     for text, last in documents(sources):
         characters += len(text)
         count += last
-    ends = [int(characters * share) for share in (1 - val_fraction - test_fraction,
-                                                  1 - test_fraction, 1)] if count == 1 else None
-    splits = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}
-    digest = hashlib.sha256()
-    words = collections.Counter()
-    seen = learned = 0  # characters of the training split, and of the sample of it
-    for split, text, _ in by_split(sources, ends):
-        digest.update(text.encode())
-        splits[split]["bytes"] += len(text.encode())
-        if split == "train" and tokenizer == "bpe":
-            seen += len(text)
-            if learned * characters <= seen * bpe_sample_mb * 1e6:
-                words.update(regex.findall(PATTERN, text))
-                learned += len(text)
-    for split, share in zip(SPLITS, (1, val_fraction, test_fraction)):
-        if share and not splits[split]["bytes"]:
-            message = (f"{input}: {characters:,} characters in {count:,} documents leave nothing "
-                       f"for {split}; give more text or lower val_fraction, test_fraction")
-            if split == "train" or ends:
-                raise ValueError(message)
-            print("note:", message, file=sys.stderr)
+        if count > 1:
+            break
+    shares = (1 - val_fraction - test_fraction, 1 - test_fraction, 1)
+    ends = [int(characters * share) for share in shares] if count < 2 else None
+    for split, share, size in zip(SPLITS, (1, val_fraction, test_fraction),
+                                  np.diff(ends or (1, 2, 3), prepend=0)):
+        if share and not size:
+            raise ValueError(f"{input} has {characters} characters: nothing is left for the "
+                             f"{split} split; give more text or lower val_fraction, test_fraction")
 
     if tokenizer == "gpt2":
         description = gpt2_tokenizer()
     else:
+        words = collections.Counter()
+        seen = learned = 0  # characters of the training split, and those of them in the sample
+        size = sum(os.path.getsize(getattr(source, "name", source)) for source in sources)
+        for split, text, _ in by_split(sources, ends):
+            seen += len(text) if split == "train" else 0
+            if learned >= bpe_sample_mb * 1e6:
+                break
+            if split == "train" and learned * size <= seen * bpe_sample_mb * 1e6:
+                words.update(regex.findall(PATTERN, text))
+                learned += len(text)
         tokens = train_bpe(words, vocab_size)
         description = {"name": "bpe", "tokens": [token.decode("latin-1") for token in tokens]}
     encoding = load_tokenizer(description)
@@ -424,13 +426,20 @@ def main(arguments=None):
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     with suppress(ValueError):  # files that an earlier writing left to rename aren't written over
         settle(out_dir)
+    splits = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}
+    digest = hashlib.sha256()
     with ExitStack() as stack:
         files = {split: stack.enter_context(whole_file(Path(out_dir, f"{split}.bin.new")))
                  for split in SPLITS}
         for batch in encoded(by_split(sources, ends), encoding, dtype):
-            for split, ids in batch.items():
+            for split, text, ids in batch:
+                digest.update(text)
                 files[split].write(ids)
                 splits[split]["tokens"] += len(ids) // dtype.itemsize
+                splits[split]["bytes"] += len(text)
+        if not splits["train"]["tokens"]:
+            raise ValueError(f"{input}: no document is for training; give more, or lower "
+                             "val_fraction, test_fraction")
     for split in SPLITS:
         splits[split]["fingerprint"] = fingerprint(Path(out_dir, f"{split}.bin.new"))
     size = sum(splits[split]["bytes"] for split in SPLITS)
@@ -450,14 +459,12 @@ def main(arguments=None):
     for name, ids in (("first", learned[:8]), ("last", learned[-8:])):
         print(f"{name} tokens learned:", *(repr(encoding.decode([i])) for i in ids))
     cache = os.environ.get("TIKTOKEN_CACHE_DIR") or f"{tempfile.gettempdir()}/data-gym-cache"
-    if os.path.exists(f"{cache}/6d1cbeee0f20b3d9449abfede4726ed8212e3aee"):  # needs no network
-        split = "val" if splits["val"]["tokens"] else "train"
-        ids = np.fromfile(Path(out_dir, f"{split}.bin"), dtype, 1 << 18)
-        text = encoding.decode(ids.tolist()).replace(END_OF_TEXT, "")
-        ratios = [len(text.encode()) / max(1, count) for count in (
-            len(ids), len(load_tokenizer(gpt2_tokenizer()).encode_ordinary(text)))]
-        print("bytes/token in the beginning of {}: {:.2f}, GPT-2's vocabulary: {:.2f}".format(
-            split, *ratios))
+    if os.path.exists(f"{cache}/6d1cbeee0f20b3d9449abfede4726ed8212e3aee"):  # GPT-2's vocabulary
+        ids = np.fromfile(Path(out_dir, "train.bin"), dtype, 1 << 18).tolist()
+        text = encoding.decode(ids).replace(END_OF_TEXT, "")
+        theirs = len(load_tokenizer(gpt2_tokenizer()).encode_ordinary(text))
+        print(f"bytes/token in the beginning of train: {len(text.encode()) / len(ids):.2f}, "
+              f"with GPT-2's vocabulary {len(text.encode()) / max(1, theirs):.2f}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Everything it writes is in out_dir: snapshots/, best.pt, final_model.pt, log.csv
 import ctypes
 import hashlib
 import math
+import mmap
 import os
 import signal
 import sys
@@ -135,6 +136,8 @@ def load_data(folder):
                              f"python prepare.py --out_dir={folder} makes both anew")
         full = found and path.stat().st_size
         data[split] = np.memmap(path, dtype=meta["dtype"], mode="r") if full else np.empty(0, int)
+        if full and hasattr(mmap, "MADV_RANDOM"):  # batches are from all over: don't read ahead
+            data[split]._mmap.madvise(mmap.MADV_RANDOM)
     if len(data["train"]) <= block_size:
         raise ValueError(f"{folder}/train.bin has {len(data['train'])} tokens, block_size="
                          f"{block_size} needs {block_size + 1}: lower it or give more text")
