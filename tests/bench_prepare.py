@@ -130,7 +130,7 @@ def batches(folder):
     iteration, _ = timed(lambda: model(ids[:, :-1], ids[:, 1:])[1].backward(), 10)
     print(f"\n10 billion tokens (a sparse file): opened in {seconds:.3f} s; a batch takes "
           f"{batch * 1e3:.2f} ms ({fresh * 1e3:.2f} ms from pages not read before), "
-          f"{batch / iteration:.2%} of an iteration without its optimizer, {iteration * 1e3:.0f} ms")
+          f"{batch / iteration:.2%} of an iteration without its optimizer ({iteration:.2f} s)")
 
 
 def main():
