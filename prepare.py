@@ -60,8 +60,9 @@ SOURCES = {
                        "openwebtext-10k.tar.xz"}
 TEXTS = ("", ".txt", ".md", ".rst", ".tex", ".html", ".csv", ".py", ".raw", ".tokens", ".jsonl")
 PACKED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-RETRY_DELAY = 1.0  # seconds before a download is tried again; doubled each time after that
-TIMEOUT = 30.0  # seconds without a byte after which a connection counts as broken
+# Seconds before a download is tried again, doubled each time, and without a byte until it is broken.
+RETRY_DELAY = 1.0
+TIMEOUT = 30.0
 
 
 def download(url, path, headers=None):
@@ -460,11 +461,12 @@ def main(arguments=None):
         print(f"{name} tokens learned:", *(repr(encoding.decode([i])) for i in ids))
     cache = os.environ.get("TIKTOKEN_CACHE_DIR") or f"{tempfile.gettempdir()}/data-gym-cache"
     if os.path.exists(f"{cache}/6d1cbeee0f20b3d9449abfede4726ed8212e3aee"):  # GPT-2's vocabulary
-        ids = np.fromfile(Path(out_dir, "train.bin"), dtype, 1 << 18).tolist()
-        text = encoding.decode(ids).replace(END_OF_TEXT, "")
-        theirs = len(load_tokenizer(gpt2_tokenizer()).encode_ordinary(text))
-        print(f"bytes/token in the beginning of train: {len(text.encode()) / len(ids):.2f}, "
-              f"with GPT-2's vocabulary {len(text.encode()) / max(1, theirs):.2f}")
+        with suppress(OSError):  # only a part of it may be there
+            ids = np.fromfile(Path(out_dir, "train.bin"), dtype, 1 << 18).tolist()
+            text = encoding.decode(ids).replace(END_OF_TEXT, "")
+            theirs = len(load_tokenizer(gpt2_tokenizer()).encode_ordinary(text))
+            print(f"bytes/token in the beginning of train: {len(text.encode()) / len(ids):.2f}, "
+                  f"with GPT-2's vocabulary {len(text.encode()) / max(1, theirs):.2f}")
 
 
 if __name__ == "__main__":
