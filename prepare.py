@@ -60,7 +60,7 @@ SOURCES = {
                        "openwebtext-10k.tar.xz"}
 TEXTS = ("", ".txt", ".md", ".rst", ".tex", ".html", ".csv", ".py", ".raw", ".tokens", ".jsonl")
 PACKED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-# Seconds before a download is tried again, doubled each time, and without a byte until it is broken.
+# Seconds before a download is tried again (doubled each time), and of silence until it is broken
 RETRY_DELAY = 1.0
 TIMEOUT = 30.0
 
