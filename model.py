@@ -118,8 +118,8 @@ class Block(nn.Module):
             k, v = past.index_copy_(3, positions, qkv[1:])
         # Each query takes the mean of the values up to its position, weighted by how well it fits
         # their keys. (GPT-2 also dropped weights in training: no fast kernel on a CPU can do that.)
-        if x.requires_grad and x.device.type == "cpu":
-            with torch.autocast("cpu", enabled=False):  # bfloat16's backward takes 5 times as long
+        if x.requires_grad and x.device.type == "cpu" and T < 256:
+            with torch.autocast("cpu", enabled=False):  # in bfloat16, backward takes twice as long
                 y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
         else:
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)

@@ -1,0 +1,122 @@
+"""How fast prepare.py is here, stage by stage, each beside the tokenizer alone in the same run.
+
+    python tests/bench_prepare.py                  # 50 MB of text, and the times of learning a BPE
+    python tests/bench_prepare.py --megabytes=400 --input=corpus.txt
+
+The text is a file whose lines are shuffled anew until there is as much as asked for. The tokenizer
+alone is tiktoken with a thread for each core, encoding the same pieces out of memory.
+"""
+
+import argparse
+import collections
+import hashlib
+import os
+import random
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import regex  # noqa: E402
+
+import config  # noqa: E402
+import prepare  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+
+
+def timed(function, repeats=2):
+    """Return the best seconds of a call."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def corpus(lines, megabytes, path):
+    """Write so many megabytes; return the exact number."""
+    dice = random.Random(1)
+    with open(path, "w", encoding="utf-8") as file:
+        while file.tell() < megabytes * 1e6:
+            dice.shuffle(lines)
+            file.writelines(lines)
+    return path.stat().st_size / 1e6
+
+
+def words_of(texts):
+    words = collections.Counter()
+    for text in texts:
+        words.update(regex.findall(prepare.PATTERN, text))
+    return words
+
+
+def learning(lines, folder):
+    print(f"{'learning a BPE':28}{'seconds':>9}")
+    for vocab_size, megabytes in ((1024, 1), (2048, 1), (8192, 20)):
+        path = folder / "bpe.txt"
+        size = corpus(lines, megabytes, path)
+        with open(path, "a", encoding="utf-8") as file:  # new words, as a large text has them
+            dice = random.Random(2)
+            letters = [chr(97 + i) for i in range(26)]
+            file.writelines("".join(dice.choices(letters, range(26, 0, -1), k=dice.randint(4, 9)))
+                            + " " for _ in range(megabytes * 5000))
+        start = time.perf_counter()
+        words = words_of(prepare.pieces(path))
+        counted = time.perf_counter()
+        prepare.train_bpe(words, vocab_size)
+        end = time.perf_counter()
+        print(f"{f'{vocab_size:,} tokens on {size:.1f} MB':28}{end - start:9.2f}   (counting "
+              f"{counted - start:.2f}, {len(words):,} words; learning {end - counted:.2f})")
+
+
+def stages(lines, megabytes, folder):
+    path = folder / "text.txt"
+    size = corpus(lines, megabytes, path)
+    texts = list(prepare.pieces(path))
+    description = {"name": "bpe", "tokens": [token.decode("latin-1") for token in
+                                             prepare.train_bpe(words_of(texts[:2]), 2048)]}
+    encoding = prepare.load_tokenizer(description)
+    parts = [("train", text) for text in texts]
+
+    def encode(threads):
+        with ThreadPoolExecutor(threads) as pool:
+            collections.deque(pool.map(encoding.encode_to_numpy, texts), maxlen=0)
+
+    def whole():
+        with redirect_stdout(open(os.devnull, "w")):
+            assert config.run(prepare.main, [f"--input={path}", f"--out_dir={folder}/data"]) == 0
+
+    tokenizer = timed(lambda: encode(os.cpu_count()))
+    print(f"\n{f'{size:.0f} MB, {os.cpu_count()} cores':28}{'MB/s':>8}{'of the tokenizer':>18}")
+    for name, function in (
+            ("the tokenizer alone", lambda: encode(os.cpu_count())),
+            ("the same with one thread", lambda: encode(1)),
+            ("reading, in pieces", lambda: collections.deque(prepare.pieces(path), maxlen=0)),
+            ("sha256", lambda: [hashlib.sha256(text.encode()) for text in texts]),
+            ("counting words, for a BPE", lambda: words_of(texts)),
+            ("encoding as prepare.py does",
+             lambda: collections.deque(prepare.encoded(parts, encoding), maxlen=0)),
+            ("all of prepare.py", whole)):
+        seconds = timed(function)
+        print(f"{name:28}{size / seconds:8.1f}{tokenizer / seconds:17.0%}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--input", default=ROOT / "input.txt", type=Path)
+    parser.add_argument("--megabytes", type=float, default=50)
+    arguments = parser.parse_args()
+    lines = arguments.input.read_text(encoding="utf-8").splitlines(keepends=True)
+    with tempfile.TemporaryDirectory() as folder:
+        learning(lines, Path(folder))
+        stages(lines, arguments.megabytes, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
