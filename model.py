@@ -432,8 +432,8 @@ def read_snapshot(path):
         snapshot = torch.load(path, map_location="cpu", weights_only=True)
         if not all(isinstance(snapshot[key], kind) for key, kind in SNAPSHOT.items()):
             raise ValueError("it is not a snapshot of train.py")
-        if snapshot["format_version"] != 1:
-            raise ValueError(f"its format_version {snapshot['format_version']} is not 1: it was "
+        if snapshot["format_version"] != 2:
+            raise ValueError(f"its format_version {snapshot['format_version']} is not 2: it was "
                              "written by another version of train.py")
         model = GPT(GPTConfig(**snapshot["model_config"]))  # a trial
         model.load_state_dict(dict(snapshot["model_state_dict"]), assign=True)

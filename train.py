@@ -347,7 +347,7 @@ def main(arguments=None):
     shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, **SIZES.get(size, {}),
              "block_size": block_size, "vocab_size": meta["vocab_size"], "bias": bias}
     model = GPT(GPTConfig(**shape, dropout=dropout)).eval()
-    run = {"format_version": 1, "model_config": vars(model.config), "settings": settings,
+    run = {"format_version": 2, "model_config": vars(model.config), "settings": settings,
            "tokenizer": meta["tokenizer"], "data": meta["splits"]["train"]["fingerprint"]}
     here, there = ({**of["model_config"], "dropout": None, "data": of["data"],
                     "optimizer": of["settings"].get("optimizer"),

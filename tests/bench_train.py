@@ -63,7 +63,9 @@ def measure(row):
     model = GPT(config).to(device)
     train.optimizer = row["optimizer"]
     optimizers = train.make_optimizers(model)
-    forward = torch.compile(model) if compiled else model
+    train.activation_checkpointing = row.get("checkpointing", False)
+    forward = train.distributed(model, device)
+    forward = torch.compile(forward) if compiled else forward
     if row.get("plain_loss"):
         model.loss = lambda x, targets: F.cross_entropy(model.lm_head(x), targets)
     ids = torch.randint(config.vocab_size, (row["batch"], config.block_size + 1), device=device)
@@ -142,7 +144,9 @@ def main():
         big = {"shape": SIZES["gpt2"] | {"block_size": block, "vocab_size": 50257}, "batch": batch,
                "optimizer": "adamw", "repeats": repeats}
         table(f"124M, {batch} x {block} tokens", [("plain loss", big | {"plain_loss": True}),
-                                                  ("chunked loss", big)])
+                                                  ("chunked loss", big)]
+              + [("plain loss, float32", big | {"plain_loss": True, "dtype": "float32"}),
+                 ("chunked loss, checkpointing", big | {"checkpointing": True})] * (block == 512))
 
 
 if __name__ == "__main__":

@@ -375,7 +375,8 @@ BROKEN = {
     "another program's text": lambda path: path.write_text("step,loss\n"),
     "another program's zip": lambda path: zipfile.ZipFile(path, "w").close(),
     "another program's tensors": lambda path: torch.save({"weight": torch.ones(2)}, path),
-    "of a later format": lambda path: rewrite(path, format_version=2),
+    "of a later format": lambda path: rewrite(path, format_version=3),
+    "of an earlier format": lambda path: rewrite(path, format_version=1),
     "of a format from a dream": lambda path: rewrite(path, format_version="new"),
     "hiding a program": lambda path: rewrite(path, step=RunsAProgram(path.parent / "executed")),
     "a bare pickle hiding a program":
