@@ -35,7 +35,8 @@ def run_dir(tmp_path_factory):
     succeed("prepare", f"--input={folder / 'text.txt'}", "--vocab_size=300", f"--out_dir={folder}")
     succeed("train", f"--data_dir={folder}", f"--out_dir={folder / 'out'}", "--n_layer=2",
             "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=8", "--max_iters=35",
-            "--warmup_iters=2", "--num_return_sequences=0", "--device=cpu")
+            "--warmup_iters=2", "--num_return_sequences=0", "--device=cpu",
+            "--dtype=float32")
     return folder / "out"
 
 
