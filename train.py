@@ -435,9 +435,10 @@ def main(arguments=None):
             file.unlink()
         for file in snapshots()[:snapshots().index(path)] if snapshot else []:
             file.rename(f"{file}.broken")
-        write_log(rows)
     if not snapshot:  # a run that is cut off before its first interval begins again from here
-        save("snapshots/snapshot_step_0.pt")
+        save("snapshots/snapshot_step_0.pt")  # (before log.csv, which alone would be no run)
+    if rank == 0:
+        write_log(rows)
     first_step, finished, stop, total, skipped = step, False, 0, None, 0
     started -= float(rows[-1][3]) if rows else 0.0  # the time it has taken so far counts, too
     shown, shown_step = time.time(), step
