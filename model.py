@@ -118,11 +118,13 @@ class Block(nn.Module):
             k, v = past.index_copy_(3, positions, qkv[1:])
         # Each query takes the mean of the values up to its position, weighted by how well it fits
         # their keys. (GPT-2 also dropped weights in training: no fast kernel on a CPU can do that.)
-        if x.requires_grad and x.device.type == "cpu" and T < 256:
-            with torch.autocast("cpu", enabled=False):  # in bfloat16, backward takes twice as long
-                y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
+        causal = mask is None and T > 1
+        if x.requires_grad and x.is_cpu and T < 256:  # in bfloat16, backward takes twice as long
+            q, k, v = q.float(), k.float(), v.float()
+            with torch.autocast("cpu", enabled=False):
+                y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         x = x + self.dropout(self.attn["c_proj"](y))
         # (B, T, C) -> (B, T, 4C) -> (B, T, C)
@@ -143,7 +145,7 @@ class Cache:
             config.n_layer, 2, batch_size, config.n_head, config.block_size,
             config.n_embd // config.n_head, device=weight.device, dtype=weight.dtype)
         self.length = 0  # positions filled
-        self.position = None  # the next one, where it has to be on the device (GPT.record)
+        self.position = None  # the next one as a tensor, in a step of fixed shape (GPT.record)
 
 
 def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
@@ -297,7 +299,8 @@ class GPT(nn.Module):
         known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16
                                                   and torch.ops.mkldnn._is_mkldnn_bf16_supported())
         for layer in self.modules():
-            if (isinstance(layer, nn.Linear) and layer.weight.numel() >= 1 << 19  # not in the cache
+            if (isinstance(layer, nn.Linear) and layer.weight.numel() >= 1 << 19  # 2 MB: too large
+                    # to stay in the cache of a core, where nn.Linear is as fast
                     and known and weight.is_cpu and torch.backends.mkldnn.is_available()):
                 copy = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
                 layer.forward = lambda x, copy=copy, bias=layer.bias: (
@@ -312,10 +315,12 @@ class GPT(nn.Module):
         ids = torch.zeros(cache.past.size(2), 1, dtype=torch.long, device=cache.past.device)
         cache.position = position = torch.zeros_like(ids[0])
         graph = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream()  # what is done only once must happen before, and not in it
+        side = torch.cuda.Stream()  # what happens at a first call only mustn't be recorded
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self(ids, cache=cache)
         torch.cuda.current_stream().wait_stream(side)
+        cache.length = 0
         with torch.cuda.graph(graph):
             logits = self(ids, cache=cache)[0]
         cache.position, cache.length = None, 0
@@ -352,8 +357,10 @@ class GPT(nn.Module):
                 cache.length = 0
                 fresh = torch.cat(text, dim=1)[:, -(block_size // 2 or 1):]
                 text = [fresh]
-            one = step and cache.length  # after the first time it's one token, mostly
-            logits = (step(fresh) if one else self(fresh, cache=cache)[0])[:, -1]
+            if step and cache.length:  # behind a filled cache, fresh is a single token
+                logits = step(fresh)[:, -1]
+            else:
+                logits = self(fresh, cache=cache)[0][:, -1]
             fresh = choose_token(logits, temperature, top_k, top_p, generator)
             if eos_token is not None:
                 fresh = fresh.masked_fill(done, eos_token)

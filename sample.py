@@ -77,6 +77,11 @@ def show_step(logits, chosen, encoding):
                     for i in shown), file=sys.stderr)
 
 
+def decode(ids, encoding):  # half a character at the end is left out
+    text = encoding.decode_bytes([i for i in ids if i != encoding.eot_token])
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(text)
+
+
 def generate(model, encoding, text):
     """Print continuations of the text: one as it grows, several one after the other. An empty
     text is the beginning of a document."""
@@ -106,11 +111,6 @@ def generate(model, encoding, text):
                   flush=True)
     rows = [text + decode(row, encoding) for row in zip(*steps)] or [text] * num_samples
     print("" if live else "\n---------------\n".join(rows), flush=True)
-
-
-def decode(ids, encoding):
-    text = encoding.decode_bytes([i for i in ids if i != encoding.eot_token])
-    return codecs.getincrementaldecoder("utf-8")("replace").decode(text)
 
 
 def converse(model, encoding):

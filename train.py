@@ -212,12 +212,14 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model):
     """Return AdamW and, where that is the setting, Muon for the matrices inside the blocks."""
     matrices, embeddings, vectors = model.parameter_groups()
-    groups = [dict(params=matrices + embeddings, weight_decay=weight_decay), dict(params=vectors)]
-    if optimizer == "muon":
-        groups = [dict(params=embeddings + vectors)]
-    adamw = torch.optim.AdamW(groups, betas=(beta1, beta2), weight_decay=0.0, fused=True)
+    groups = [dict(params=embeddings + vectors)]
     muon = [Muon(matrices, muon_learning_rate, weight_decay=weight_decay)]
-    return [adamw, *muon] if optimizer == "muon" else [adamw]
+    if optimizer == "adamw":
+        groups = [dict(params=matrices + embeddings, weight_decay=weight_decay),
+                  dict(params=vectors)]
+        muon = []
+    # The learning rates are set before each update.
+    return [torch.optim.AdamW(groups, betas=(beta1, beta2), weight_decay=0.0, fused=True), *muon]
 
 
 def lr_factor(step, last):
@@ -349,9 +351,11 @@ def main(arguments=None):
     model = GPT(GPTConfig(**shape, dropout=dropout)).eval()
     run = {"format_version": 2, "model_config": vars(model.config), "settings": settings,
            "tokenizer": meta["tokenizer"], "data": meta["splits"]["train"]["fingerprint"]}
-    here, there = ({**of["model_config"], "dropout": None, "data": of["data"],
-                    "optimizer": of["settings"].get("optimizer"),
-                    "tokenizer": hashed(of["tokenizer"])} for of in (run, snapshot or run))
+
+    def identity(of):  # what a run can't change when it goes on; dropout it can
+        return {**of["model_config"], "dropout": None, "data": of["data"],
+                "optimizer": of["settings"].get("optimizer"), "tokenizer": hashed(of["tokenizer"])}
+    here, there = identity(run), identity(snapshot or run)
     for name in here:
         if there.get(name) != here[name]:
             raise ValueError(f"{path} is of another run ({name}={there.get(name)}, not "
@@ -377,7 +381,7 @@ def main(arguments=None):
     last = math.ceil(max_epochs * tokens_per_epoch / tokens) if max_epochs else max_iters
     reached = lambda: (best_val_loss if target_split == "val" else loss) <= target_loss
     print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {last} "
-          f"iterations of {tokens:,}, {target_device.type}, {dtype}, {optimizer}")
+          f"iterations of {tokens:,}, {target_device.type}, {str(matrix_dtype)[6:]}, {optimizer}")
 
     def loss_of(ids):  # (B, block_size + 1) -> mean loss, each token predicted from those before it
         ids = (ids.pin_memory() if on_gpu else ids).to(target_device, non_blocking=True)

@@ -199,13 +199,16 @@ def test_a_step_of_fixed_shape_gives_the_logits_of_a_plain_forward_pass(device):
             torch.testing.assert_close(logits[:, 0], expected[:, position], rtol=1e-4, atol=1e-4)
 
 
-def test_several_tokens_at_once_may_follow_what_a_cache_holds():
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("known", [4, 11])
+def test_one_or_several_tokens_may_follow_what_a_cache_holds(known, gradients):
     model, ids = tiny_model(), random_ids(2, 12)
     cache = Cache(model, 2)
     with torch.no_grad():
-        model(ids[:, :4], cache=cache)
-        logits = model(ids[:, 4:], cache=cache)[0]
+        model(ids[:, :known], cache=cache)
         expected = model(ids)[0]
+    with torch.set_grad_enabled(gradients):
+        logits = model(ids[:, known:], cache=cache)[0]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
