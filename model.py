@@ -167,37 +167,34 @@ def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """F.cross_entropy(F.linear(x, weight), targets), a few positions at a time.
-    The logits of all positions are by far the largest tensor of a small model, and moving them
-    through memory costs a CPU more than computing them. Their gradient, softmax minus one-hot, is
-    known as soon as they are; so each chunk goes all the way to the gradients of x and weight, and
-    backward has nothing left to do but multiply."""
+    """F.cross_entropy(F.linear(x, weight), targets, reduction="sum"), a few positions at a time.
+    The logits of all positions are by far the largest tensor, and moving them through memory costs
+    a CPU more than computing them. So each part goes all the way to the gradients of x and weight,
+    and backward has nothing left to do but multiply."""
 
     @staticmethod
     def forward(ctx, x, weight, targets, backward_follows):  # (N, C), (V, C), (N,) -> ()
-        matrix = weight.to(x.dtype)
+        matrix, total = weight.to(x.dtype), weight.new_zeros(())
         grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
-        total = weight.new_zeros(())
-        for part, grad, y in zip(x.split(256), grad_x.split(256), targets.split(256)):
-            counts = (y != -1)[:, None]
-            log_probs = F.log_softmax(part @ matrix.T, dim=-1, dtype=weight.dtype)  # (256, V)
-            y = y.clamp(min=0)[:, None]
-            total -= (log_probs.gather(1, y) * counts).sum()
-            if backward_follows:
+        n = 1 + 6_000_000 // len(weight)  # positions, whose logits then take 24 MB
+        for part, grad, y in zip(x.split(n), grad_x.split(n), targets.split(n)):
+            log_probs = F.log_softmax((part @ matrix.T).to(weight.dtype), dim=-1)  # (n, V)
+            total += F.nll_loss(log_probs, y, ignore_index=-1, reduction="sum")
+            if backward_follows:  # the gradient of the logits is softmax minus one-hot
                 grad_logits = log_probs.exp_()
-                grad_logits.scatter_add_(1, y, grad_logits.new_full(y.shape, -1.0))
-                grad_logits = grad_logits.mul_(counts).to(x.dtype)
+                grad_logits[torch.arange(len(y), device=y.device), y] -= 1
+                grad_logits[y == -1] = 0
+                grad_logits = grad_logits.to(x.dtype)
                 torch.mm(grad_logits, matrix, out=grad)
-                grad_weight += grad_logits.T @ part
+                for columns, rows in zip(grad_logits.split(8192, dim=1), grad_weight.split(8192)):
+                    rows += columns.T @ part  # (all at once would take as much as weight)
         ctx.save_for_backward(grad_x, grad_weight)
-        ctx.count = (targets != -1).sum()
-        return total / ctx.count
+        return total
 
     @staticmethod
     def backward(ctx, grad_output):
         grad_x, grad_weight = ctx.saved_tensors
-        scale = grad_output / ctx.count
-        return grad_x.mul_(scale), grad_weight.mul_(scale), None, None
+        return grad_x.mul_(grad_output), grad_weight.mul_(grad_output), None, None
 
 
 class GPT(nn.Module):
@@ -254,16 +251,16 @@ class GPT(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
     def loss(self, x, targets):  # (N, C), (N,) -> mean cross-entropy over the targets that count
-        weight = self.lm_head.weight
-        kind = x.device.type
-        if kind != "cuda":
-            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        weight, vocab_size, kind = self.lm_head.weight, self.config.vocab_size, x.device.type
+        if torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
+        if kind == "cuda":  # tensor cores want multiples of 128; the padding is cut off at once
+            logits = F.linear(x, F.pad(weight, (0, 0, 0, -vocab_size % 128)))[:, :vocab_size]
+            total = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+        else:
             with torch.autocast(kind, enabled=False):
-                return ChunkedCrossEntropy.apply(x.to(dtype), weight, targets,
-                                                 torch.is_grad_enabled())
-        # Tensor cores want multiples of 128; the logits of the padding are cut off at once.
-        logits = F.linear(x, F.pad(weight, (0, 0, 0, -len(weight) % 128)))[:, :len(weight)]
-        return F.cross_entropy(logits, targets, ignore_index=-1)
+                total = ChunkedCrossEntropy.apply(x, weight, targets, torch.is_grad_enabled())
+        return total / (targets != -1).sum()
 
     def num_params(self):
         return sum(parameter.numel() for parameter in self.parameters())
