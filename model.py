@@ -109,13 +109,13 @@ class Block(nn.Module):
                                   "c_proj": nn.Linear(4 * n_embd, n_embd, bias=bias)})
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x, past=None, positions=None, mask=None):  # (B, T, C) -> (B, T, C)
+    def forward(self, x, past=None, position=None, mask=None):  # (B, T, C) -> (B, T, C)
         B, T, C = x.shape
         # (B, T, 3C) -> queries, keys and values of (B, n_head, T, head_dim)
         qkv = self.attn["c_attn"](self.ln_1(x)).view(B, T, 3, self.n_head, -1)
         q, k, v = qkv = qkv.permute(2, 0, 3, 1, 4)
         if past is not None:  # (2, B, n_head, positions up to now, head_dim): keys and values
-            k, v = past.index_copy_(3, positions, qkv[1:])
+            k, v = past.index_copy_(3, position, qkv[1:])
         # Each query takes the mean of the values up to its position, weighted by how well it fits
         # their keys. (GPT-2 also dropped weights in training: no fast kernel on a CPU can do that.)
         causal = mask is None and T > 1
@@ -145,7 +145,6 @@ class Cache:
             config.n_layer, 2, batch_size, config.n_head, config.block_size,
             config.n_embd // config.n_head, device=weight.device, dtype=weight.dtype)
         self.length = 0  # positions filled
-        self.position = None  # the next one as a tensor, in a step of fixed shape (GPT.record)
 
 
 def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
@@ -220,29 +219,30 @@ class GPT(nn.Module):
                 std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
                 nn.init.normal_(parameter, std=std)
 
-    def forward(self, idx, targets=None, return_logits=True, cache=None):
+    def forward(self, idx, targets=None, return_logits=True, cache=None, position=None):
         """Predict the next token at each position.
         idx (B, T): token ids, T up to block_size; targets (B, T): the ids that follow, -1 where
-        none counts; cache: a Cache of what came before idx. Returns (logits, loss):
-        (B, T, vocab_size) and the mean cross-entropy in nats with targets (logits None without
-        return_logits, which saves their memory), (B, 1, vocab_size) and None without."""
-        T, block_size = idx.size(1), self.config.block_size
-        start = cache.length if cache else 0
-        if start + T > block_size:
-            raise ValueError(f"{start + T} tokens don't fit block_size={block_size}: shorten them")
-        end, positions, mask = start + T, torch.arange(start, start + T, device=idx.device), None
-        if cache and cache.position is not None:
-            end, positions = block_size, cache.position
-        if start and T > 1 or end > start + T:  # (T, end): what each position may look at
-            mask = positions[:, None] >= torch.arange(end, device=idx.device)
+        none counts; cache: a Cache of what came before idx; position (1,): the place of a single
+        token, for a step whose shapes are always the same, on all of the cache. Returns (logits,
+        loss): (B, T, vocab_size) and the mean cross-entropy in nats with targets (logits None
+        without return_logits, which saves their memory), (B, 1, vocab_size) and None without."""
+        T, start, end, mask = idx.size(1), 0, self.config.block_size, None
+        if position is None:
+            start = cache.length if cache else 0
+            if start + T > end:
+                raise ValueError(f"{start + T} tokens don't fit block_size={end}: shorten them")
+            end = start + T
+            if cache:
+                cache.length = end
+            position = torch.arange(start, end, device=idx.device)
+        if end > start + T or start and T > 1:  # (T, end): what each position may look at
+            mask = position[:, None] >= torch.arange(end, device=idx.device)
         # (B, T) -> (B, T, C)
-        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(positions))
+        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(position))
         for i, block in enumerate(self.transformer.h):
             past = cache.past[i, :, :, :, :end] if cache else None
-            x = block(x, past, positions, mask)
+            x = block(x, past, position, mask)
         x = self.transformer.ln_f(x)
-        if cache:
-            cache.length += T
         if targets is None:
             return self.lm_head(x[:, -1:]), None  # the last position is all that is asked for
         if not return_logits:
@@ -304,32 +304,6 @@ class GPT(nn.Module):
                     torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], ""))
         return self
 
-    def record(self, cache):
-        """Return a function ids (B, 1) -> logits (B, 1, vocab_size) that makes one step with the
-        cache as a CUDA graph: what a step starts on the GPU is recorded once and from then on
-        started all at once, without Python in between. So its shapes are fixed: it looks at the
-        whole block, with a mask over what isn't filled yet."""
-        ids = torch.zeros(cache.past.size(2), 1, dtype=torch.long, device=cache.past.device)
-        cache.position = position = torch.zeros_like(ids[0])
-        graph = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream()  # what happens at a first call only mustn't be recorded
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self(ids, cache=cache)
-        torch.cuda.current_stream().wait_stream(side)
-        cache.length = 0
-        with torch.cuda.graph(graph):
-            logits = self(ids, cache=cache)[0]
-        cache.position, cache.length = None, 0
-
-        def step(fresh):
-            ids.copy_(fresh)
-            position.fill_(cache.length)
-            graph.replay()
-            cache.length += 1
-            return logits
-        return step
-
     @torch.inference_mode()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,
                generator=None, compile=False):
@@ -343,19 +317,20 @@ class GPT(nn.Module):
             raise ValueError(f"temperature={temperature}: expected at least 0")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p}: expected above 0 and at most 1")
-        block_size = self.config.block_size
-        cache = Cache(self, len(idx))
-        step = self.record(cache) if compile and idx.is_cuda else None
+        block_size, cache = self.config.block_size, Cache(self, len(idx))
+        step = self.forward
+        if compile:  # shapes that never change can be recorded as a CUDA graph, and replayed
+            torch._dynamo.mark_static_address(cache.past)
+            step = torch.compile(self.forward, mode="reduce-overhead")
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
         fresh = idx[:, -block_size:]  # what the model hasn't read yet
-        text = [fresh]  # since the block was begun
         for _ in range(max_new_tokens):
             if cache.length + fresh.size(1) > block_size:
-                cache.length = 0
-                fresh = torch.cat(text, dim=1)[:, -(block_size // 2 or 1):]
-                text = [fresh]
-            if step and cache.length:  # behind a filled cache, fresh is a single token
-                logits = step(fresh)[:, -1]
+                cache.length, fresh = 0, idx[:, -(block_size // 2 or 1):]
+            if compile and cache.length:  # behind a filled cache, fresh is a single token
+                place = torch.tensor([cache.length], device=idx.device)
+                logits = step(fresh, cache=cache, position=place)[0][:, -1].clone()
+                cache.length += 1
             else:
                 logits = self(fresh, cache=cache)[0][:, -1]
             fresh = choose_token(logits, temperature, top_k, top_p, generator)
@@ -363,9 +338,9 @@ class GPT(nn.Module):
                 fresh = fresh.masked_fill(done, eos_token)
                 done |= fresh == eos_token
             yield fresh, logits
-            if eos_token is not None and done.all():
+            if done.all():
                 return
-            text.append(fresh)
+            idx = torch.cat((idx, fresh), dim=1)
 
     def generate(self, idx, max_new_tokens, **options):
         """Return idx with its continuation, (B, T) -> (B, T + max_new_tokens); see stream."""
@@ -374,41 +349,35 @@ class GPT(nn.Module):
 
     @torch.inference_mode()
     def beam_search(self, idx, max_new_tokens, beams, length_penalty=1.0, eos_token=None):
-        """Search for likely continuations of idx (1, T), keeping so many beams at each step.
-        Returns [(ids, log-probability of what follows idx)], the best first: by log-probability
-        over length ** length_penalty, a beam being finished at eos_token (which counts) or at
-        max_new_tokens; the search ends when so many are. Beyond block_size it's as in stream."""
-        cache = Cache(self, beams)
-        logits = self(idx.expand(beams, -1), cache=cache)[0][:, -1]
-        texts = idx.expand(beams, -1)
-        log_probs = torch.full((beams, 1), -math.inf, device=idx.device)
-        log_probs[0] = 0.0  # at first all beams are the same: only one of them counts
-        finished = []  # (score, ids, log-probability)
-        for length in range(1, max_new_tokens + 1):
-            candidates = log_probs + F.log_softmax(logits.float(), dim=-1)  # (beams, vocab_size)
-            best = candidates.flatten().topk(min(2 * beams, candidates.numel()))
-            kept = []  # (parent, token, log-probability) of the next step's beams
-            for rank, log_prob in enumerate(best.values.tolist()):
-                parent, token = divmod(best.indices[rank].item(), candidates.size(1))
-                if token == eos_token or length == max_new_tokens:
-                    if rank < beams and log_prob > -math.inf:
-                        ids = texts[parent].tolist() + [token]
-                        finished.append((log_prob / length ** length_penalty, ids, log_prob))
-                elif len(kept) < beams:
-                    kept.append((parent, token, log_prob))
-            if len(finished) >= beams or len(kept) < beams:
-                break
-            parents, tokens, log_probs = (torch.tensor(x, device=idx.device) for x in zip(*kept))
-            log_probs = log_probs[:, None]
-            texts = torch.cat((texts[parents], tokens[:, None]), dim=1)
+        """Search for likely continuations of idx (1, T): of all that a further token makes of the
+        beams, so many are kept, and one that has reached eos_token stays as it is. Returns [(ids,
+        log-probability of what follows idx)], the best first: by log-probability over
+        length ** length_penalty. Beyond block_size it's as in stream."""
+        block_size, vocab_size = self.config.block_size, self.config.vocab_size
+        cache, texts = Cache(self, beams), idx.expand(beams, -1)
+        scores = torch.full((beams, 1), -math.inf, device=idx.device)  # log-probabilities
+        scores[0] = 0.0  # at first all beams are the same: only one of them counts
+        lengths = torch.zeros_like(texts[:, :1])
+        done = lengths > 0
+        fresh = texts[:, -block_size:]
+        for _ in range(max_new_tokens):
+            if cache.length + fresh.size(1) > block_size:
+                cache.length, fresh = 0, texts[:, -(block_size // 2 or 1):]
+            log_probs = F.log_softmax(self(fresh, cache=cache)[0][:, -1].float(), dim=-1)
+            log_probs = log_probs.masked_fill(done, -math.inf)
+            log_probs[done[:, 0], eos_token or 0] = 0.0  # (beams, vocab_size)
+            scores, best = (scores + log_probs).flatten().topk(beams)
+            parents, fresh, scores = best // vocab_size, best[:, None] % vocab_size, scores[:, None]
+            lengths = lengths[parents] + ~done[parents]
+            done = done[parents] | (fresh == eos_token)
+            texts = torch.cat((texts[parents], fresh), dim=1)
             cache.past = cache.past[:, :, parents]
-            fresh = tokens[:, None]
-            if cache.length == self.config.block_size:  # as in stream
-                cache.length = 0
-                fresh = texts[:, -(self.config.block_size // 2 or 1):]
-            logits = self(fresh, cache=cache)[0][:, -1]
-        finished.sort(key=lambda beam: -beam[0])
-        return [(ids, log_prob) for _, ids, log_prob in finished[:beams]]
+            if done.all():
+                break
+        found = [(ids[:idx.size(1) + length], score) for ids, length, score
+                 in zip(texts.tolist(), lengths.flatten().tolist(), scores.flatten().tolist())]
+        found.sort(key=lambda beam: -beam[1] / max(1, len(beam[0]) - idx.size(1)) ** length_penalty)
+        return [beam for beam in found if beam[1] > -math.inf]
 
     @classmethod
     def from_snapshot(cls, path):

@@ -76,20 +76,18 @@ def plain_probs(model, ids, temperature=1.0, top_k=None, top_p=1.0):
 
 
 def plain_beam_search(model, prompt, new, beams, length_penalty, eos_token):
-    """Beam search as a textbook has it. A continuation that ends is finished if it is among the
-    `beams` best of its step; the search ends when so many are finished."""
-    alive, finished = [(0.0, [])], []  # (log-probability, what follows the prompt)
-    for length in range(1, new + 1):
-        grown = [(so_far + log_prob, ids + [token]) for so_far, ids in alive
-                 for token, log_prob in enumerate(plain_log_probs(model, prompt + ids))]
-        grown.sort(key=lambda beam: -beam[0])
-        ended = [beam for beam in grown if beam[1][-1] == eos_token or length == new]
-        finished += [beam for beam in grown[:beams] if beam in ended]
-        alive = [beam for beam in grown if beam not in ended][:beams]
-        if len(finished) >= beams:
-            break
-    finished.sort(key=lambda beam: -beam[0] / len(beam[1]) ** length_penalty)
-    return finished[:beams]
+    """Beam search as a textbook has it, beams that have ended competing with those that grow."""
+    kept = [(0.0, [])]  # (log-probability, what follows the prompt)
+    for _ in range(new):
+        grown = []
+        for so_far, ids in kept:
+            if ids and ids[-1] == eos_token:
+                grown.append((so_far, ids))
+            else:
+                grown += [(so_far + log_prob, ids + [token])
+                          for token, log_prob in enumerate(plain_log_probs(model, prompt + ids))]
+        kept = sorted(grown, key=lambda beam: -beam[0])[:beams]
+    return sorted(kept, key=lambda beam: -beam[0] / len(beam[1]) ** length_penalty)
 
 
 # ---- the cache ----------------------------------------------------------------------------------
@@ -194,8 +192,8 @@ def test_a_step_of_fixed_shape_gives_the_logits_of_a_plain_forward_pass(device):
         expected = model(ids, ids)[0]
         model(ids[:, :5], cache=cache)
         for position in range(5, 16):
-            cache.position = torch.tensor([position], device=device)
-            logits = model(ids[:, position:position + 1], cache=cache)[0]
+            place = torch.tensor([position], device=device)
+            logits = model(ids[:, position:position + 1], cache=cache, position=place)[0]
             torch.testing.assert_close(logits[:, 0], expected[:, position], rtol=1e-4, atol=1e-4)
 
 
