@@ -33,7 +33,7 @@ def one_of(settings, name, *allowed):
 
 def at_least(settings, least, names):
     for name in names.split():
-        if not least <= settings[name] < 2**63:
+        if not least <= settings[name] < (2**63 if type(settings[name]) is int else float("inf")):
             usage(f"{name}={settings[name]}: expected a number from {least}, below 2**63")
 
 

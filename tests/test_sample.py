@@ -198,14 +198,15 @@ class Pieces(io.RawIOBase):
         return len(data)
 
 
-def test_text_appears_character_by_character_and_never_a_part_of_one(speller):
+@pytest.mark.parametrize("count", [1, 3])
+def test_text_appears_character_by_character_and_never_a_part_of_one(count, speller):
     out = Pieces()
     with contextlib.redirect_stdout(io.TextIOWrapper(out, encoding="utf-8")):
         assert config.run(sample.main, [f"--snapshot={speller}", "--start=n", "--temperature=0",
-                                        "--device=cpu"]) == 0
+                                        "--device=cpu", f"--num_samples={count}"]) == 0
         sys.stdout.flush()
     pieces = [piece.decode() for piece in out.pieces if piece]  # raises for a part of a character
-    assert "".join(pieces) == SPELLED + "\n"
+    assert "".join(pieces) == "\n---------------\n".join([SPELLED] * count) + "\n"
     assert pieces[:len(SPELLED)] == list(SPELLED)
 
 
@@ -279,6 +280,12 @@ def test_interactive_commands_change_settings_for_the_texts_that_follow(sampled,
     assert len({first, second, third, fourth}) == 4
     assert out.startswith(f"{first}\n{second}\n{third}\n{fourth}\n")
     assert out.count(fourth) == 2
+
+
+def test_interactive_help_lists_the_settings_and_goes_on(sampled, model, encoding):
+    code, out, err = sampled("--interactive", stdin=b"/help\nTo be\n")
+    assert code == 0 and "--temperature=" in out
+    assert out.endswith("\n" + continuations(model, encoding, "To be")[0] + "\n")
 
 
 @pytest.mark.parametrize("line, named", [

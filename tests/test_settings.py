@@ -54,6 +54,7 @@ def test_the_defaults_are_the_assignments_above_the_first_function(script):
     ("--steps=1e3", "steps", 1000),
     ("--rate=2", "rate", 2.0),
     ("--rate=1e-4", "rate", 1e-4),
+    ("--rate=1e30", "rate", 1e30),
     ("--name=hello there", "name", "hello there"),
     ("--name='quoted'", "name", "quoted"),
     ("--name=1984", "name", "1984"),
