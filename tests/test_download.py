@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+import urllib3
 
 import config
 import prepare
@@ -165,6 +166,16 @@ def test_without_a_digest_or_with_one_of_another_kind_the_length_is_what_is_chec
         server.digest, server.faults = digest, ["breaks"]
         prepare.download(server.url, tmp_path / f"x{digest}")
         assert (tmp_path / f"x{digest}").read_bytes() == DATA
+
+
+def test_the_length_is_checked_whatever_the_library_lets_pass(server, tmp_path, monkeypatch):
+    begin = urllib3.HTTPResponse.__init__
+    monkeypatch.setattr(urllib3.HTTPResponse, "__init__", lambda *arguments, **options: begin(
+        *arguments, **{**options, "enforce_content_length": False}))  # urllib3 1.26's default
+    server.faults = ["breaks"] * 5
+    assert "bytes came" in refusal(server.url, tmp_path / "x")
+    prepare.download(server.url, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA and len(server.ranges) == 6
 
 
 def test_no_server_and_no_address_are_one_line(server, tmp_path):
