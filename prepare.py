@@ -7,15 +7,17 @@
 A .bin file is nothing but token ids, one after the other (uint16, as in nanoGPT); meta.json says
 what they mean. Any text can be encoded, since the tokens are made of bytes, not of characters."""
 
-import codecs
 import collections
 import hashlib
 import heapq
+import itertools
 import json
 import os
 import re
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,9 @@ END_OF_TEXT = "<|endoftext|>"
 # each with one space before it, or white space. Tokens never reach across such pieces.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
+RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new attempt at a download
+TIMEOUT = 30  # seconds without a byte after which a connection counts as broken
+
 
 @contextmanager
 def whole_file(path, mode="wb"):
@@ -56,6 +61,54 @@ def whole_file(path, mode="wb"):
         if isinstance(error, OSError):
             error.filename = str(path)
         raise error
+
+
+def download(url, path, headers=None):
+    """Fetch an address into the file path, whole or not at all. What a broken attempt left in
+    path.part is gone on with, by up to four more attempts and by the next call. The length and
+    the sha256 in X-Linked-Etag are checked. Raises OSError, one line that names the address."""
+    import requests  # here, since that takes as long as preparing a small text
+
+    part = Path(f"{path}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    for delay in (*RETRY_DELAYS, None):
+        size = part.stat().st_size if part.exists() else 0
+        asked = {**(headers or {}), "Accept-Encoding": "identity", "Range": f"bytes={size}-"}
+        try:
+            with requests.get(url, headers=asked, stream=True, timeout=TIMEOUT) as response:
+                if response.status_code == 416:  # there is nothing from there on
+                    part.unlink(missing_ok=True)
+                response.raise_for_status()
+                size *= response.status_code == 206  # else all of it comes, whatever was asked for
+                total = size + int(response.headers.get("Content-Length", 0))
+                start, old = time.monotonic(), size
+                with open(part, "ab" if size else "wb") as file:
+                    for block in response.iter_content(1 << 16):
+                        size += file.write(block)
+                        speed = (size - old) / (time.monotonic() - start + 1e-9)
+                        print(f"{part.stem}: {size / 1e6:.1f} of {total / 1e6:.1f} MB, "
+                              f"{speed / 1e6:.1f} MB/s", end="  \r", file=sys.stderr, flush=True)
+            if size < total:
+                raise requests.ConnectionError(f"{size:,} of {total:,} bytes came")
+            linked = [each.headers.get("X-Linked-Etag") for each in (*response.history, response)]
+            promised = re.search("[0-9a-f]{64}", str(linked))
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+                if promised and hashlib.file_digest(file, "sha256").hexdigest() != promised[0]:
+                    part.unlink()
+                    raise requests.ConnectionError("what came hasn't the sha256 of X-Linked-Etag")
+            return os.replace(part, path)
+        except requests.RequestException as error:
+            status = getattr(error.response, "status_code", 0)
+            message = f"{url}: " + (f"status {status}" if status else f"{error!s:.150}")
+            if status in (401, 403):
+                message += ": set HF_TOKEN to a token that has access"
+            if delay is None or 400 <= status < 500 and status != 416:
+                raise (FileNotFoundError if status == 404 else OSError)(message) from error
+            print(f"{message}; trying again in {delay} s", file=sys.stderr)
+            time.sleep(delay)
+        except OSError as error:  # of the disk
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def fingerprint(path):
@@ -133,74 +186,47 @@ def gpt2_tokenizer():
     return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
 
 
-def pieces(path):
-    """Yield a text file in pieces of about a megabyte that can be tokenized one by one.
-    A piece ends before white space that follows something else: no token ever reaches across.
-    Raises ValueError with the offset of the first byte that is not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+def pieces(path, start=0, end=float("inf")):
+    """Yield a text file, from one character to another, in pieces of about a megabyte that can be
+    tokenized one by one: they end before white space that follows something else, which no token
+    reaches across. Raises ValueError with the offset of the first byte that is not UTF-8."""
     rest = ""
-    offset = 0
-    with open(path, "rb") as file:
-        while True:
-            block = file.read(1 << 20)
-            offset += len(block)
-            try:
-                rest += decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                place = offset - len(error.object) + error.start
-                raise ValueError(f"{path}: byte {place} is not UTF-8 ({error.reason})") from error
-            if not block:
-                break
-            safe = re.match(r"(?s).*\S(?=[ \n])", rest)
-            if safe:
-                yield safe[0]
-                rest = rest[safe.end():]
+    with open(path, encoding="utf-8", newline="") as file:
+        try:
+            for position in range(0, start, 1 << 20):
+                file.read(min(1 << 20, start - position))
+            while block := file.read(min(1 << 20, end - start)):
+                start += len(block)
+                rest += block
+                safe = re.match(r"(?s).*\S(?=[ \n])", rest)
+                if safe:
+                    yield safe[0]
+                    rest = rest[safe.end():]
+        except UnicodeDecodeError as error:
+            place = file.buffer.tell() - len(error.object) + error.start
+            raise ValueError(f"{path}: byte {place} is not UTF-8 ({error.reason})") from error
     yield rest
 
 
-def by_split(path, ends):
-    """Yield (split, piece); a piece that reaches over an end of a split (in characters) is cut."""
-    position = 0
-    for piece in pieces(path):
-        for split, end in zip(SPLITS, ends):
-            part = piece[:max(0, end - position)]
-            if part:
-                yield split, part
-                position += len(part)
-                piece = piece[len(part):]
-
-
-def encoded(parts, encoding):
-    """Yield (split, bytes of text, ids) in order; tiktoken's threads work on a few parts ahead."""
-    def encode(part):
-        split, text = part
-        return split, len(text.encode()), encoding.encode_to_numpy(text, disallowed_special=())
-
+def encoded(texts, encoding):
+    """Yield (text, its ids as an array) for each text of an iterator; all cores work on them."""
+    encode = lambda text: encoding.encode_to_numpy(text, disallowed_special=())
     with ThreadPoolExecutor() as threads:
-        ahead = collections.deque()
-        for part in parts:
-            ahead.append(threads.submit(encode, part))
-            if len(ahead) > 8:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        while batch := list(itertools.islice(texts, 32)):
+            yield from zip(batch, threads.map(encode, batch))
 
 
-def sealed(meta):  # -> the JSON of meta.json, with a sha256 of itself
-    return json.dumps(meta | {"sha256": hashlib.sha256(json.dumps(meta).encode()).hexdigest()})
+def sealed(meta):  # -> the same with a sha256 of itself
+    return meta | {"sha256": hashlib.sha256(json.dumps(meta).encode()).hexdigest()}
 
 
 def read_meta(folder):
     """Return what meta.json says, None without one; ValueError if it is not as it was written."""
     path = Path(folder, "meta.json")
-    text = path.read_bytes() if path.exists() else b"null"
-    try:
-        meta = json.loads(text)
-        if meta is None or sealed({key: meta[key] for key in meta if key != "sha256"}) == (
-                text.decode()):
+    with suppress(ValueError, TypeError, RecursionError):
+        meta = json.loads(path.read_bytes()) if path.exists() else None
+        if meta is None or meta == sealed({key: meta[key] for key in meta if key != "sha256"}):
             return meta
-    except (ValueError, TypeError, RecursionError):
-        pass
     raise ValueError(f"{path} is damaged: python prepare.py --out_dir={folder} makes it anew")
 
 
@@ -216,22 +242,17 @@ def settle(folder):
 def main(arguments=None):
     globals().update(config.override(__file__, arguments))
     config.one_of(globals(), "tokenizer", "bpe", "gpt2")
-    if vocab_size < 257:
-        config.usage(f"vocab_size={vocab_size}: 256 bytes and {END_OF_TEXT} make 257 the least")
+    config.at_least(globals(), 257, "vocab_size")
     if val_fraction + test_fraction >= 1:
         config.usage(f"val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing "
                      "for training: lower them")
 
-    characters = 0
-    digest = hashlib.sha256()
-    for piece in pieces(input):
-        characters += len(piece)
-        digest.update(piece.encode())
+    characters = sum(map(len, pieces(input)))
     ends = [int(characters * share) for share in (1 - val_fraction - test_fraction,
                                                   1 - test_fraction, 1)]
-    sizes = [end - start for start, end in zip([0] + ends, ends)]
-    for split, size, share in zip(SPLITS, sizes, (1, val_fraction, test_fraction)):
-        if share and not size:
+    spans = list(zip(SPLITS, [0, *ends], ends))  # (split, its first character, its end)
+    for (split, start, end), share in zip(spans, (1, val_fraction, test_fraction)):
+        if share and start == end:
             raise ValueError(f"{input} has {characters} characters: nothing is left for the "
                              f"{split} split; give more text or lower val_fraction, test_fraction")
 
@@ -239,9 +260,8 @@ def main(arguments=None):
         description = gpt2_tokenizer()
     else:
         words = collections.Counter()
-        for split, text in by_split(input, ends):
-            if split == "train":
-                words.update(regex.findall(PATTERN, text))
+        for text in pieces(input, 0, ends[0]):
+            words.update(regex.findall(PATTERN, text))
         tokens = train_bpe(words, vocab_size)
         description = {"name": "bpe", "tokens": [token.decode("latin-1") for token in tokens]}
     encoding = load_tokenizer(description)
@@ -250,31 +270,29 @@ def main(arguments=None):
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     with suppress(ValueError):  # files that an earlier writing left to rename aren't written over
         settle(out_dir)
-    splits = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}
-    with ExitStack() as stack:
-        files = {split: stack.enter_context(whole_file(Path(out_dir, f"{split}.bin.new")))
-                 for split in SPLITS}
-        for split, size, ids in encoded(by_split(input, ends), encoding):
-            files[split].write(ids.astype(dtype).tobytes())
-            splits[split]["tokens"] += len(ids)
-            splits[split]["bytes"] += size
-    for split in SPLITS:
-        splits[split]["fingerprint"] = fingerprint(Path(out_dir, f"{split}.bin.new"))
-    source = {"name": input, "bytes": os.path.getsize(input), "sha256": digest.hexdigest()}
+    print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {dtype.name})")
+    print(f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}")
+    splits = {}
+    for split, start, end in spans:
+        path = Path(out_dir, f"{split}.bin.new")
+        size = count = 0
+        with whole_file(path) as file:
+            for text, ids in encoded(pieces(input, start, end), encoding):
+                size += len(text.encode())
+                count += len(ids)
+                file.write(ids.astype(dtype).tobytes())
+        splits[split] = {"tokens": count, "bytes": size, "fingerprint": fingerprint(path)}
+        print(f"{split:6}{count:14,}{size:16,}{size / max(1, count):14.2f}")
+    with open(input, "rb") as file:
+        source = {"name": input, "bytes": os.path.getsize(input),
+                  "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     meta = {"vocab_size": encoding.n_vocab, "dtype": dtype.name, "splits": splits,
             "source": source, "tokenizer": description}
     with whole_file(Path(out_dir, "meta.json"), "w") as file:
-        file.write(sealed(meta))
+        json.dump(sealed(meta), file)
     settle(out_dir)  # from here on the new data counts: the files take their names
-
-    print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {dtype.name})")
-    print(f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}")
-    for split, size in splits.items():
-        ratio = size["bytes"] / max(1, size["tokens"])
-        print(f"{split:6}{size['tokens']:14,}{size['bytes']:16,}{ratio:14.2f}")
-    learned = range(256, encoding.n_vocab - 1)
-    for name, ids in (("first", learned[:8]), ("last", learned[-8:])):
-        print(f"{name} tokens learned:", *(repr(encoding.decode([i])) for i in ids))
+    learned = [repr(encoding.decode([i])) for i in range(256, encoding.n_vocab - 1)]
+    print("tokens learned:", *learned[:8], "...", *learned[-8:])
 
 
 if __name__ == "__main__":

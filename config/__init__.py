@@ -1,20 +1,16 @@
-"""How settings are overridden: the same way for prepare.py, train.py and sample.py.
-
-A script's settings are the plain assignments at its top, one a line, each with a comment:
+"""The settings of prepare.py, train.py and sample.py: plain assignments at the top of the script,
 
     max_iters = 600  # updates of the weights
 
-The command line changes them from left to right, by config files and by --key=value:
+which the command line changes from left to right, by config files and by --key=value:
 
     python train.py config/shakespeare.py --max_iters=500 --optimizer=adamw --compile"""
 
 import ast
 import difflib
-import math
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
 
 
 def usage(message):
@@ -30,75 +26,6 @@ def read_settings(script):
     return {name: (ast.literal_eval(default), comment) for name, default, comment in lines}
 
 
-def assign(settings, name, value, described):
-    """Set settings[name], with value as the type of the setting's default."""
-    if name not in described:
-        near = difflib.get_close_matches(name, described, n=1, cutoff=0)
-        usage(f"there is no setting {name!r}: did you mean {near[0]!r}? (--help lists them all)")
-    default = described[name][0]
-    expected = type(default)
-    if type(value) in (int, float) and not 0 <= value < (2**63 if type(value) is int else math.inf):
-        usage(f"{name}={value}: expected a number from 0, below 2**63")
-    if expected is float and type(value) is int:
-        value = float(value)
-    if expected is int and type(value) is float and value.is_integer():
-        value = int(value)
-    if type(value) is not expected and not (default == "auto" and type(value) is bool):
-        usage(f"{name}={value!r} is of type {type(value).__name__}, not {expected.__name__}")
-    settings[name] = value
-
-
-def assign_text(settings, argument, described):
-    """Set what --key=value or --key says: a Python literal, else a text; --key alone is True."""
-    name, equals, text = argument.removeprefix("--").partition("=")
-    try:
-        value = ast.literal_eval(text) if equals else True
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        value = text
-    default = described.get(name, (None,))[0]
-    if equals and type(default) is str and (type(value) is not bool or default != "auto"):
-        value = value if type(value) is str else text  # --start=1984 is a text
-    assign(settings, name, value, described)
-
-
-def run_config(path, settings, described):
-    """Run a config file, which is Python and trusted, with the settings as its globals."""
-    scope = dict(settings, __file__=path, __name__="config")
-    try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"), path)
-        exec(compile(tree, path, "exec"), scope)
-    except FileNotFoundError:
-        usage(f"{path}: there is no such config file")
-    except Exception as error:
-        usage(f"{path}: {type(error).__name__}: {error}")
-    imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    imported = {alias.asname or alias.name for node in imports for alias in node.names}
-    for name, value in scope.items():
-        is_code = name in imported or callable(value) or isinstance(value, ModuleType)
-        if not name.startswith("_") and not is_code:
-            assign(settings, name, value, described)
-
-
-def override(script, arguments):
-    """Return the script's settings {name: value} after its command-line arguments.
-    An unknown name, a wrong type or a broken config file ends with exit code 2 and one line."""
-    described = read_settings(script)
-    settings = {name: default for name, (default, _) in described.items()}
-    for argument in arguments:
-        if argument in ("--help", "-h"):
-            print(f"usage: python {Path(script).name} [config.py] [--setting=value] ...\n")
-            for name, (default, comment) in described.items():
-                print(f"  --{name}={default!r}".ljust(40) + " " + comment)
-            raise SystemExit(0)
-        if argument.startswith("--"):
-            assign_text(settings, argument, described)
-        elif argument.endswith(".py"):
-            run_config(argument, settings, described)
-        else:
-            usage(f"{argument!r} is neither --setting=value nor a config file ending in .py")
-    return settings
-
-
 def one_of(settings, name, *allowed):
     if settings[name] not in allowed:
         usage(f"{name}={settings[name]!r}: expected one of {', '.join(map(repr, allowed))}")
@@ -106,8 +33,58 @@ def one_of(settings, name, *allowed):
 
 def at_least(settings, least, names):
     for name in names.split():
-        if not least <= settings[name] < float("inf"):
-            usage(f"{name}={settings[name]}: expected a number from {least}")
+        if not least <= settings[name] < (2**63 if type(settings[name]) is int else float("inf")):
+            usage(f"{name}={settings[name]}: expected a number from {least}, below 2**63")
+
+
+def assign(settings, described, name, value, text):
+    """Set settings[name] to a value of the type of its default; text is what it was read from."""
+    if name not in described:
+        near = difflib.get_close_matches(name, described, n=1, cutoff=0)
+        usage(f"there is no setting {name!r}: did you mean {near[0]!r}? (--help lists them all)")
+    default = described[name][0]
+    expected = bool if default == "auto" and type(value) is bool else type(default)
+    value = text if expected is str and type(value) is not str else value  # --start=1984
+    if expected in (int, float) and type(value) in (int, float):
+        at_least({name: value}, 0, name)
+        value = expected(value) if expected is float or value % 1 == 0 else value
+    if type(value) is not expected:
+        usage(f"{name}={value!r}: expected {expected.__name__}, not {type(value).__name__}")
+    settings[name] = value
+
+
+def override(script, arguments, current=None):
+    """Return the script's settings {name: value}, the defaults or the current ones, as changed by
+    the command line's arguments; what can't be meant ends with exit code 2 and one line."""
+    described = read_settings(script)
+    settings = current or {name: default for name, (default, _) in described.items()}
+    for argument in arguments:
+        if argument in ("--help", "-h"):
+            print(f"usage: python {Path(script).name} [config.py] [--setting=value] ...\n")
+            for name, (default, comment) in described.items():
+                print(f"  --{name}={default!r}".ljust(40) + " " + comment)
+            raise SystemExit(0)
+        if argument.startswith("--"):
+            name, equals, text = argument[2:].partition("=")
+            try:
+                value = ast.literal_eval(text) if equals else True
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                value = text
+            assign(settings, described, name, value, text if equals else True)
+        elif argument.endswith(".py"):  # Python, and trusted
+            try:
+                tree = ast.parse(Path(argument).read_text(encoding="utf-8"), argument)
+                exec(compile(tree, argument, "exec"), scope := {**settings, "__file__": argument})
+            except Exception as error:
+                usage(f"{argument}: {type(error).__name__}: {error}")
+            assigned = {node.id for node in ast.walk(tree)
+                        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+            for name, value in scope.items():  # without imports, functions and helpers
+                if name in described or name in assigned and name[0] != "_" and not callable(value):
+                    assign(settings, described, name, value, value)
+        else:
+            usage(f"{argument!r} is neither --setting=value nor a config file ending in .py")
+    return settings
 
 
 def run(main, arguments=None):

@@ -82,7 +82,6 @@ def stages(lines, megabytes, folder):
     description = {"name": "bpe", "tokens": [token.decode("latin-1") for token in
                                              prepare.train_bpe(words_of(texts[:2]), 2048)]}
     encoding = prepare.load_tokenizer(description)
-    parts = [("train", text) for text in texts]
 
     def encode(threads):
         with ThreadPoolExecutor(threads) as pool:
@@ -101,7 +100,7 @@ def stages(lines, megabytes, folder):
             ("sha256", lambda: [hashlib.sha256(text.encode()) for text in texts]),
             ("counting words, for a BPE", lambda: words_of(texts)),
             ("encoding as prepare.py does",
-             lambda: collections.deque(prepare.encoded(parts, encoding), maxlen=0)),
+             lambda: collections.deque(prepare.encoded(iter(texts), encoding), maxlen=0)),
             ("all of prepare.py", whole)):
         seconds = timed(function)
         print(f"{name:28}{size / seconds:8.1f}{tokenizer / seconds:17.0%}", flush=True)

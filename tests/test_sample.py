@@ -3,6 +3,7 @@
 import ast
 import codecs
 import contextlib
+import copy
 import io
 import math
 import re
@@ -197,14 +198,15 @@ class Pieces(io.RawIOBase):
         return len(data)
 
 
-def test_text_appears_character_by_character_and_never_a_part_of_one(speller):
+@pytest.mark.parametrize("count", [1, 3])
+def test_text_appears_character_by_character_and_never_a_part_of_one(count, speller):
     out = Pieces()
     with contextlib.redirect_stdout(io.TextIOWrapper(out, encoding="utf-8")):
         assert config.run(sample.main, [f"--snapshot={speller}", "--start=n", "--temperature=0",
-                                        "--device=cpu"]) == 0
+                                        "--device=cpu", f"--num_samples={count}"]) == 0
         sys.stdout.flush()
     pieces = [piece.decode() for piece in out.pieces if piece]  # raises for a part of a character
-    assert "".join(pieces) == SPELLED + "\n"
+    assert "".join(pieces) == "\n---------------\n".join([SPELLED] * count) + "\n"
     assert pieces[:len(SPELLED)] == list(SPELLED)
 
 
@@ -278,6 +280,12 @@ def test_interactive_commands_change_settings_for_the_texts_that_follow(sampled,
     assert len({first, second, third, fourth}) == 4
     assert out.startswith(f"{first}\n{second}\n{third}\n{fourth}\n")
     assert out.count(fourth) == 2
+
+
+def test_interactive_help_lists_the_settings_and_goes_on(sampled, model, encoding):
+    code, out, err = sampled("--interactive", stdin=b"/help\nTo be\n")
+    assert code == 0 and "--temperature=" in out
+    assert out.endswith("\n" + continuations(model, encoding, "To be")[0] + "\n")
 
 
 @pytest.mark.parametrize("line, named", [
@@ -402,6 +410,44 @@ def test_a_smaller_stride_gives_each_token_more_context_and_another_score(model,
     ids = encoding.encode_ordinary(TEXT[40:])[:200]
     scores = [plain_score(model, ids, stride) / 199 for stride in (1, 7, 32)]
     assert len({round(score, 3) for score in scores}) == 3
+
+
+# ---- other models than a run's, and other tools -------------------------------------------------
+
+@pytest.fixture
+def pretrained(monkeypatch, model):
+    """The tiny run's model, which has any name; saving it notes the folder and the type."""
+    asked, saved = [], []
+    model = copy.deepcopy(model)
+    model.save_pretrained = lambda folder: saved.append((folder, model.lm_head.weight.dtype))
+    monkeypatch.setattr(GPT, "from_pretrained", lambda name: asked.append(name) or model,
+                        raising=False)
+    monkeypatch.setattr(GPT, "from_snapshot", lambda path: asked.append(str(path)) or model)
+    return model, asked, saved
+
+
+def test_init_from_is_the_name_of_a_model_or_a_folder(pretrained, text_of, encoding, run_dir):
+    model, asked, _ = pretrained
+    expected, = continuations(model, encoding, "To be")
+    for name in ("gpt2", "owner/name", "some/folder"):
+        assert text_of("--start=To be", f"--init_from={name}") == expected + "\n"
+    for name in ("auto", "resume"):
+        assert text_of("--start=To be", f"--init_from={name}") == expected + "\n"
+    assert asked == ["gpt2", "owner/name", "some/folder", *[str(run_dir / "best.pt")] * 2]
+
+
+def test_export_writes_the_model_in_float32_and_no_text(pretrained, sampled):
+    _, asked, saved = pretrained
+    assert sampled("--export=folder", "--dtype=bfloat16") == (0, "", "")
+    assert sampled("--export=other", "--init_from=gpt2")[:2] == (0, "")
+    assert saved == [("folder", torch.float32), ("other", torch.float32)] and asked[1:] == ["gpt2"]
+
+
+def test_a_model_without_a_tokenizer_can_be_exported_but_not_write(pretrained, sampled):
+    model, _, saved = pretrained
+    model.tokenizer = None
+    assert_refused(sampled("--init_from=folder"), 1, "no tokenizer")
+    assert sampled("--init_from=folder", "--export=other")[0] == 0 and len(saved) == 1
 
 
 # ---- what can't be meant ------------------------------------------------------------------------

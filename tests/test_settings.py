@@ -54,6 +54,7 @@ def test_the_defaults_are_the_assignments_above_the_first_function(script):
     ("--steps=1e3", "steps", 1000),
     ("--rate=2", "rate", 2.0),
     ("--rate=1e-4", "rate", 1e-4),
+    ("--rate=1e30", "rate", 1e30),
     ("--name=hello there", "name", "hello there"),
     ("--name='quoted'", "name", "quoted"),
     ("--name=1984", "name", "1984"),
@@ -113,8 +114,25 @@ def test_a_config_file_computes_with_the_settings_so_far(script, tmp_path):
     assert set(settings) == {"steps", "rate", "name", "quiet", "device"}
 
 
+def test_a_config_file_may_import_everything_and_run_another_one(script, tmp_path):
+    (tmp_path / "base.py").write_text("steps = 3\nname = 'base'\n")
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("from math import *\nfrom pathlib import Path\n"
+                      "exec(Path(__file__).with_name('base.py').read_text())\n"
+                      "double = lambda x: 2 * x\nrate = double(rate)\n")
+    settings = override(script, recipe)
+    assert settings["steps"] == 3 and settings["name"] == "base" and settings["rate"] == 1.0
+
+
+def test_a_change_can_begin_from_current_settings(script, capsys):
+    current = override(script, "--steps=3", "--device=cpu")
+    changed = config.override(script, ["--steps=4"], dict(current))
+    assert changed == {**current, "steps": 4} and current["steps"] == 3
+
+
 @pytest.mark.parametrize("source, word", [
-    ("stepz = 1", "steps"), ("steps = 'many'", "steps"), ("steps = 1 +", "SyntaxError"),
+    ("stepz = 1", "steps"), ("rate, stepz = 1, 2", "steps"), ("open('gone.txt')", "gone.txt"),
+    ("steps = 'many'", "steps"), ("steps = 1 +", "SyntaxError"),
     ("steps = 1 / 0", "ZeroDivisionError"), ("steps = undefined", "NameError"),
 ])
 def test_a_broken_config_file_is_named_with_its_fault(script, tmp_path, capsys, source, word):
@@ -132,7 +150,8 @@ def test_help_prints_every_setting_of_the_source_with_default_and_comment(name):
     code, out, _ = call(name, "--help")
     assert code == 0
     source = (ROOT / f"{name}.py").read_text().split("\ndef ")[0]
-    settings = [line for line in source.splitlines() if " = " in line and "  # " in line]
+    settings = [line for line in source.splitlines()
+                if " = " in line and "  # " in line and line[0].islower()]
     assert len(settings) >= 6
     for line in settings:
         setting, rest = line.split(" = ", 1)

@@ -1,0 +1,208 @@
+"""prepare.download: a file from a server that breaks off, stalls, refuses or sends another one."""
+
+import hashlib
+import http.server
+import io
+import random
+import threading
+import time
+
+import pytest
+import urllib3
+
+import config
+import prepare
+
+DATA = random.Random(1).randbytes(3_000_000)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Holds DATA at any address, misbehaves once for each of its faults, notes what it's asked."""
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.faults, self.ranges, self.tokens = [], [], []
+        self.digest = hashlib.sha256(DATA).hexdigest()
+        self.url = f"http://127.0.0.1:{self.server_port}/file.bin"
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        if self.path == "/elsewhere":
+            fault = None
+        else:
+            server.ranges.append(self.headers["Range"])
+            server.tokens.append(self.headers["Authorization"])
+            fault = server.faults.pop(0) if server.faults else None
+        start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        status = 206
+        if fault in ("ignores", "chunked"):
+            status, start = 200, 0
+        elif fault == "linked":
+            status = 302
+        elif isinstance(fault, int):
+            status = fault
+        elif start and start >= len(DATA):
+            status = 416
+        body = DATA[start:] if status in (200, 206) else b""
+        self.send_response(status)
+        if status == 302:
+            self.send_header("Location", "/elsewhere")
+        if server.digest and self.path != "/elsewhere":
+            self.send_header("X-Linked-Etag", f'"{server.digest}"')
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{len(DATA) - 1}/{len(DATA)}")
+        if fault == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+            return
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if fault in ("breaks", "stalls"):
+            self.wfile.write(body[:len(body) // 2])
+            self.wfile.flush()
+            time.sleep(1 if fault == "stalls" else 0)
+            self.close_connection = True
+        else:
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(prepare, "RETRY_DELAYS", (0, 0, 0, 0))
+    monkeypatch.setattr(prepare, "TIMEOUT", 0.5)
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def refusal(url, path, kind=OSError):
+    """Download what can't be had; return the one line that says why."""
+    with pytest.raises(kind) as caught:
+        prepare.download(url, path)
+    assert "\n" not in str(caught.value) and not path.exists()
+    return str(caught.value)
+
+
+def test_a_file_is_fetched_whole_with_a_line_of_size_and_speed(server, tmp_path, capsys):
+    prepare.download(server.url, tmp_path / "new" / "file.bin", {"Authorization": "Bearer secret"})
+    assert (tmp_path / "new" / "file.bin").read_bytes() == DATA
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.bin"]
+    assert len(server.ranges) == 1 and server.tokens == ["Bearer secret"]
+    out, err = capsys.readouterr()
+    assert out == "" and "file.bin: 3.0 of 3.0 MB, " in err and "MB/s" in err
+
+
+@pytest.mark.parametrize("faults", [
+    ["breaks"], ["breaks"] * 4, ["stalls"], [503, 500], ["breaks", "ignores"], ["chunked"],
+    ["linked"], ["breaks", 503, "stalls"], ["breaks", "linked"], ["ignores"]], ids=str)
+def test_what_broke_off_is_gone_on_with(faults, server, tmp_path):
+    server.faults = list(faults)
+    prepare.download(server.url, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA and not (tmp_path / "x.part").exists()
+    broken = [fault for fault in faults if fault in ("breaks", "stalls", 503, 500)]
+    assert len(server.ranges) == 1 + len(broken)
+    starts = [int(asked[6:-1]) for asked in server.ranges]
+    assert starts == sorted(starts) and starts[0] == 0
+    if "breaks" in faults:  # of what came, no more than a block is asked for again
+        assert starts[-1] > len(DATA) // 2 - (1 << 16)
+
+
+def test_a_download_that_stays_broken_is_gone_on_with_by_the_next_call(server, tmp_path):
+    server.faults = ["breaks"] * 5
+    message = refusal(server.url, tmp_path / "x")
+    assert server.url in message and len(server.ranges) == 5
+    came = (tmp_path / "x.part").stat().st_size
+    assert came > 0.9 * len(DATA)
+    prepare.download(server.url, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA and server.ranges[5:] == [f"bytes={came}-"]
+
+
+def test_a_part_of_another_file_is_found_out_and_thrown_away(server, tmp_path):
+    for size in (1000, len(DATA) + 1):  # the sha256 differs; there is no such range
+        server.ranges.clear()
+        (tmp_path / "x.part").write_bytes(b"?" * size)
+        prepare.download(server.url, tmp_path / "x")
+        assert (tmp_path / "x").read_bytes() == DATA
+        assert server.ranges == [f"bytes={size}-", "bytes=0-"]
+
+
+@pytest.mark.parametrize("faults, asked, word", [
+    ([401], 1, "HF_TOKEN"), ([403], 1, "HF_TOKEN"), ([429], 1, "429"), ([503] * 5, 5, "503"),
+    ([416] * 5, 5, "416")], ids=str)
+def test_a_refusal_is_one_line_with_the_address_and_leaves_nothing(
+        faults, asked, word, server, tmp_path):
+    server.faults = list(faults)
+    message = refusal(server.url, tmp_path / "x")
+    assert server.url in message and word in message
+    assert len(server.ranges) == asked and not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_not_there_is_a_file_not_found(server, tmp_path):
+    server.faults = [404]
+    message = refusal(server.url, tmp_path / "x", FileNotFoundError)
+    assert server.url in message and len(server.ranges) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("faults", [[], ["linked"] * 5], ids=str)
+def test_what_has_another_sha256_than_the_server_says_is_deleted(faults, server, tmp_path):
+    server.digest, server.faults = "0" * 64, faults
+    message = refusal(server.url, tmp_path / "x")
+    assert server.url in message and "sha256" in message and not list(tmp_path.iterdir())
+
+
+def test_without_a_digest_or_with_one_of_another_kind_the_length_is_what_is_checked(
+        server, tmp_path):
+    for digest in ("", "0123abcd" * 5):  # git's sha1
+        server.digest, server.faults = digest, ["breaks"]
+        prepare.download(server.url, tmp_path / f"x{digest}")
+        assert (tmp_path / f"x{digest}").read_bytes() == DATA
+
+
+def test_the_length_is_checked_whatever_the_library_lets_pass(server, tmp_path, monkeypatch):
+    begin = urllib3.HTTPResponse.__init__
+    monkeypatch.setattr(urllib3.HTTPResponse, "__init__", lambda *arguments, **options: begin(
+        *arguments, **{**options, "enforce_content_length": False}))  # urllib3 1.26's default
+    server.faults = ["breaks"] * 5
+    assert "bytes came" in refusal(server.url, tmp_path / "x")
+    prepare.download(server.url, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA and len(server.ranges) == 6
+
+
+def test_no_server_and_no_address_are_one_line(server, tmp_path):
+    server.shutdown()
+    server.server_close()
+    for url in (server.url, "http://", "nowhere/file.bin"):
+        assert url in refusal(url, tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_names_the_file_and_what_came_is_gone_on_with(server, tmp_path, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() > 1_000_000:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    path = tmp_path / "x"
+    with monkeypatch.context() as full:
+        full.setattr(prepare, "open", lambda path, mode: Full(path, mode), raising=False)
+        message = refusal(server.url, path)
+    assert str(path) in message and "No space left on device" in message
+    assert len(server.ranges) == 1 and (tmp_path / "x.part").stat().st_size > 1_000_000
+    prepare.download(server.url, path)
+    assert path.read_bytes() == DATA and int(server.ranges[1][6:-1]) > 1_000_000
+
+
+def test_the_constants_of_a_download_are_no_settings():
+    assert not {"RETRY_DELAYS", "TIMEOUT"} & config.read_settings(prepare.__file__).keys()
+    assert len(prepare.RETRY_DELAYS) == 4
