@@ -1,4 +1,4 @@
-"""The whole GPT-2: embeddings, blocks, loss, generation, and reading it from a snapshot.
+"""The whole GPT-2: embeddings, blocks, loss, generation, and the files that keep its weights.
 
 Notable, against what one may know from other GPTs:
 - it is GPT-2 to the letter (Radford et al. 2019), so that whatever is trained here opens in every
@@ -7,13 +7,22 @@ Notable, against what one may know from other GPTs:
 - attention is PyTorch's scaled_dot_product_attention, which picks the fastest kernel it has
 - a large vocabulary never has the logits of all positions in memory at once (GPT.loss)"""
 
+import io
+import json
 import math
+import os
+import re
+import tempfile
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from prepare import END_OF_TEXT, download, gpt2_tokenizer, whole_file
 
 # Shapes by name: GPT-2's four as OpenAI published them; GPT-3's eight from Table 2.1 of Brown et
 # al. 2020, but for two rows whose heads don't fit their width: 16 heads for 1.3B's 24, which make
@@ -197,6 +206,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 class GPT(nn.Module):
+    tokenizer = None  # as prepare.py describes one, where the model's is known
+
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -380,6 +391,88 @@ class GPT(nn.Module):
         return [beam for beam in found if beam[1] > -math.inf]
 
     @classmethod
+    def from_pretrained(cls, name, dropout=0.0):
+        """Return the GPT-2 in a local folder, or else of that name at Hugging Face ("gpt2-medium",
+        "owner/name", "owner/name@revision"); nothing in its files is executed. Raises ValueError
+        with the reason if it can't be had, is damaged or is another model."""
+        try:
+            folder = Path(name) if Path(name).is_dir() else hub_folder(name)
+            about = folder / "config.json"
+            about = json.loads((about if about.exists() else folder / "hparams.json").read_bytes())
+            for key, value in GPT2.items():
+                if about.get(key, value) != value:
+                    raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {value!r}")
+            config = GPTConfig(about.get("n_positions", about.get("n_ctx")),
+                               about.get("vocab_size", about.get("n_vocab")),
+                               about["n_layer"], about["n_head"], about["n_embd"], dropout)
+            weights = {}
+            for path in weight_files(folder):
+                weights |= READERS[path.suffix](path)
+            if config.n_layer > len(weights):
+                raise ValueError(f"n_layer={config.n_layer}, but it has {len(weights)} tensors")
+            prefix = "transformer." * ("wte.weight" in weights)  # left out in old files
+            state = {}
+            for key in sorted(weights, key=lambda key: -weights[key].numel()):  # wte while it's less
+                key, tensor = prefix + key, weights.pop(key)
+                if not key.endswith((".attn.bias", ".attn.masked_bias")):  # masks, not weights
+                    tensor = tensor.t() if ".h." in key and tensor.dim() == 2 else tensor
+                    if not tensor.is_floating_point():
+                        raise ValueError(f"{key} is of {tensor.dtype}")
+                    state[key] = torch.empty(tensor.shape).copy_(tensor)
+            head = state.pop(f"{prefix}lm_head.weight", state["transformer.wte.weight"])
+            if not head.equal(state["transformer.wte.weight"]):
+                raise ValueError("lm_head.weight isn't wte.weight over again, as in GPT-2")
+            with torch.device("meta"):  # nothing is drawn at random, and no memory touched
+                model = cls(config)
+            model.load_state_dict(state | {"lm_head.weight": head}, assign=True)
+            model.lm_head.weight = model.transformer.wte.weight
+            model.tokenizer = read_tokenizer(folder / "tokenizer.json", config.vocab_size)
+            return model
+        except Exception as error:  # a broken file can raise anything at all
+            reason = " ".join(str(error).split()) or repr(error)
+            raise ValueError(f"{name} can't be used: {reason:.250}") from error
+
+    def save_pretrained(self, folder, tokenizer=None):
+        """Write the model into a new folder, whole or not at all, as every tool that runs GPT-2
+        reads it; tokenizer is described as in prepare.py, and the model's own by default."""
+        folder, config, last = Path(folder), self.config, self.config.vocab_size - 1
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty: choose another folder")
+        weights, header, end = {}, {"__metadata__": {"format": "pt"}}, 0
+        for name, parameter in self.named_parameters():
+            tensor = parameter.detach().cpu().float()
+            weights[name] = tensor.t() if ".h." in name else tensor
+            if not config.bias and (".h." in name or ".ln_f." in name):  # 0 is as good as none
+                weights[name.replace(".weight", ".bias")] = torch.zeros(len(tensor))
+        for name, tensor in weights.items():
+            header[name] = dict(dtype="F32", shape=[*tensor.shape],
+                                data_offsets=[end, end := end + tensor.nbytes])
+        header = json.dumps(header).encode()
+        header += b" " * (-len(header) % 8)
+        ends = dict(bos_token_id=last, eos_token_id=last)
+        files = {"generation_config.json": ends, "config.json": GPT2 | ends | dict(
+            architectures=["GPT2LMHeadModel"], n_positions=config.block_size, n_head=config.n_head,
+            n_layer=config.n_layer, n_embd=config.n_embd, vocab_size=config.vocab_size,
+            attn_pdrop=0.0, embd_pdrop=config.dropout, resid_pdrop=config.dropout)}
+        tokenizer = tokenizer or self.tokenizer
+        if tokenizer:
+            files["tokenizer.json"] = tokenizer_json(tokenizer["tokens"])
+            files["tokenizer_config.json"] = dict(
+                tokenizer_class="GPT2Tokenizer", model_max_length=config.block_size,
+                bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            new = Path(temporary, folder.name)
+            new.mkdir()
+            for name, content in files.items():
+                with whole_file(new / name, "w") as file:
+                    json.dump(content, file, indent=2)
+            with whole_file(new / "model.safetensors") as file:
+                file.write(len(header).to_bytes(8, "little") + header)
+                file.writelines(tensor.contiguous().numpy() for tensor in weights.values())
+            os.replace(new, folder)
+
+    @classmethod
     def from_snapshot(cls, path):
         """Return the model of a snapshot that train.py wrote; see read_snapshot."""
         snapshot = read_snapshot(path)
@@ -389,6 +482,179 @@ class GPT(nn.Module):
         return model
 
 
+# GPT-2 as others keep it. config.json says this, or nothing of it, of a model that is a GPT-2:
+GPT2 = dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilon=1e-5,
+            scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
+            add_cross_attention=False, tie_word_embeddings=True)
+# In tokenizer.json, a byte that is no visible character stands as one of those from 256 on.
+HIDDEN = [byte for byte in range(256) if byte == 32 or not chr(byte).isprintable()]
+VISIBLE = {byte: 256 + i for i, byte in enumerate(HIDDEN)}
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                "model.ckpt.index")  # the first that is there counts
+
+
+def tokenizer_json(tokens):  # any two tokens that together are one may merge, the lowest id first
+    ids = {token.translate(VISIBLE): i for i, token in enumerate(tokens)}
+    merges = [f"{token[:i]} {token[i:]}" for token in ids for i in range(1, len(token))
+              if token[:i] in ids and token[i:] in ids]
+    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
+    end = dict(id=len(ids), content=END_OF_TEXT, special=True, normalized=False, lstrip=False,
+               rstrip=False, single_word=False)
+    return dict(version="1.0", added_tokens=[end], pre_tokenizer=level, decoder=level, model=dict(
+        type="BPE", vocab=ids | {END_OF_TEXT: len(ids)}, merges=merges, ignore_merges=True))
+
+
+def read_tokenizer(path, vocab_size):  # -> as prepare.py describes one, None if there is none
+    if not path.exists():
+        return gpt2_tokenizer() if vocab_size == 50257 else None
+    found = json.loads(path.read_bytes())
+    ids = found["model"]["vocab"] | {end["content"]: end["id"] for end in found["added_tokens"]}
+    *tokens, last = sorted(ids, key=ids.get)
+    tokens = [token.translate({sign: byte for byte, sign in VISIBLE.items()}) for token in tokens]
+    kind = found["model"]["type"], found["pre_tokenizer"]["type"]
+    if (kind != ("BPE", "ByteLevel") or found["pre_tokenizer"]["add_prefix_space"]
+            or last != END_OF_TEXT or sorted(ids.values()) != [*range(vocab_size)]
+            or not {*"".join(tokens)} == {*map(chr, range(256))} <= {*tokens}):
+        raise ValueError(f"tokenizer.json isn't a BPE as GPT-2's, with {vocab_size} tokens")
+    return {"name": "bpe", "tokens": tokens}
+
+
+def hub_folder(name):
+    """Return the folder of a model at the hub ("owner/name", "owner/name@revision") in Hugging
+    Face's cache, downloaded if its weights aren't all there. Raises OSError if it can't be had."""
+    model, _, revision = name.partition("@")
+    cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE", f"{cache}/hub")).expanduser()
+    cache = cache / f"models--{model}".replace("/", "--")
+    branch = cache / "refs" / (revision or "main")
+    revision = branch.read_text().strip() if branch.exists() else revision or "main"
+    folder = cache / "snapshots" / revision
+    hub, token = os.environ.get("HF_ENDPOINT", "https://huggingface.co"), os.environ.get("HF_TOKEN")
+
+    def get(file, needed=False):  # -> whether it's there now
+        try:
+            if not (folder / file).exists():
+                download(f"{hub}/{model}/resolve/{revision}/{file}", folder / file,
+                         {"Authorization": f"Bearer {token}"} if token else None)
+            return True
+        except FileNotFoundError:  # the hub has no such file
+            if needed:
+                raise
+            return False
+
+    if not all(path.exists() for path in weight_files(folder)):
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise OSError(f"{folder} doesn't hold it, and HF_HUB_OFFLINE is set")
+        get("config.json", needed=True)
+        get("tokenizer.json")
+        any(get(file) for file in WEIGHT_FILES[:3])
+        all(get(path.name, needed=True) for path in weight_files(folder))
+    return folder
+
+
+def weight_files(folder):  # -> the paths of the files that a model's weights are in
+    path = next((folder / file for file in WEIGHT_FILES if (folder / file).exists()),
+                folder / WEIGHT_FILES[0])
+    if path.suffix == ".json":  # it says which tensor is in which file
+        files = json.loads(path.read_bytes())["weight_map"].values()
+        return [folder / file for file in {Path(file).name for file in files}]
+    return [path]
+
+
+def mapped(path, offset, dtype, shape):  # -> a tensor that is read from the file when it's used
+    data = np.memmap(path, np.uint8, "c", offset, (math.prod(shape) * dtype.itemsize,))
+    return torch.from_numpy(data).view(dtype).view(shape)
+
+
+def read_safetensors(path):  # -> {name: tensor}; they have to fill the file without a gap
+    dtypes = dict(F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, U8=torch.uint8,
+                  BOOL=torch.bool)
+    size, weights = os.path.getsize(path), {}
+    with open(path, "rb") as file:
+        start = end = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(start, size) - 8))
+    header.pop("__metadata__", None)
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape, offsets = dtypes[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        length = math.prod(shape) * dtype.itemsize
+        if min(shape, default=1) < 1 or offsets != [end - start, end - start + length]:
+            raise ValueError(f"{path.name}: {name} of {shape} can't be at {offsets}")
+        weights[name] = mapped(path, end, dtype, shape)
+        end += length
+    if end != size:
+        raise ValueError(f"{path.name} has {size} bytes, its header speaks of {end}")
+    return weights
+
+
+def torch_load(path):  # -> what torch.save wrote; nothing in it is executed
+    zipped = zipfile.is_zipfile(path)  # before 2020, torch.save wrote another form
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()  # compares the checksum of each record
+        if broken:
+            raise ValueError(f"its record {broken} is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def read_tensorflow(path):
+    """Return {name: tensor} of a TensorFlow checkpoint. Its index, path, is a table of tables of
+    protocol buffers. Checksums are compared, but for tensors above a megabyte: it takes minutes."""
+    index, data, weights = path.read_bytes(), path.with_suffix(".data-00000-of-00001"), {}
+    remainders = list(range(256))  # of what follows a byte, by Castagnoli's polynomial
+    for _ in range(8):
+        remainders = [crc >> 1 ^ crc % 2 * 0x82F63B78 for crc in remainders]
+
+    def checksum(data):
+        crc = 0xFFFFFFFF
+        for byte in data:
+            crc = crc >> 8 ^ remainders[crc & 255 ^ byte]
+        crc ^= 0xFFFFFFFF
+        return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
+
+    def varint(file):  # seven bits a byte, the lowest first; the eighth says that more follow
+        byte, = file.read(1)
+        return byte if byte < 128 else byte - 128 + (varint(file) << 7)
+
+    def fields(data):  # -> {number: [values]} of a protocol buffer
+        file, found = io.BytesIO(data), {}
+        while file.tell() < len(data):
+            number, kind = divmod(varint(file), 8)
+            value = varint(file) if kind == 0 else file.read(4 if kind == 5 else varint(file))
+            found.setdefault(number, []).append(value)
+        return found
+
+    def table(handle):  # -> {key: value} of the table whose place and size the handle tells
+        place, size = varint(handle), varint(handle)
+        block = index[place:place + size + 1]
+        if checksum(block) != index[place + size + 1:place + size + 5] or block[-1]:
+            raise ValueError(f"{path.name} is damaged, or compressed")
+        file, key, found = io.BytesIO(block), b"", {}
+        while file.tell() < size - 4 - 4 * int.from_bytes(block[-5:-1], "little"):
+            shared, more, length = varint(file), varint(file), varint(file)
+            key = key[:shared] + file.read(more)  # it may begin as the one before did
+            found[key] = file.read(length)
+        return found
+
+    footer = io.BytesIO(index[-48:])
+    varint(footer), varint(footer)  # the place and size of a table without use
+    for handle in table(footer).values():
+        for name, entry in table(io.BytesIO(handle)).items():
+            if not name:  # it is about the file as a whole
+                continue
+            name, entry = name.decode(), fields(entry)
+            shape = [fields(size)[1][0] for size in fields(entry[2][0])[2]][-2:]  # or [1, n, m]
+            tensor = mapped(data, entry.get(4, [0])[0], torch.float32, shape)
+            if (entry[1] != [1] or entry[5] != [tensor.nbytes] or tensor.nbytes <= 1 << 20
+                    and entry[6] != [checksum(tensor.numpy().tobytes())]):
+                raise ValueError(f"{name} is damaged, or not float32")
+            for old, new in (("^model/h", "h."), ("^model/", ""), ("/", "."),
+                             ("w[tp]e$", r"\g<0>.w"), (r"\.[wg]$", ".weight"), (r"\.b$", ".bias")):
+                name = re.sub(old, new, name)
+            weights[name] = tensor
+    return weights
+
+
+READERS = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
 SNAPSHOT = dict(model_state_dict=dict, optimizer_state_dict=list, step=int, loss=float,
                 best_val_loss=float, model_config=dict, settings=dict, data=str,
                 tokenizer=(dict, type(None)), scaler_state_dict=dict, format_version=int)
@@ -398,11 +664,7 @@ def read_snapshot(path):
     """Return the dict that is in a snapshot file, on the CPU; nothing in it is executed.
     Raises ValueError with the reason if the file is not a whole snapshot of this format."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()  # compares the checksum of each record
-        if broken:
-            raise ValueError(f"its record {broken} is damaged")
-        snapshot = torch.load(path, map_location="cpu", weights_only=True)
+        snapshot = torch_load(path)
         if not all(isinstance(snapshot[key], kind) for key, kind in SNAPSHOT.items()):
             raise ValueError("it is not a snapshot of train.py")
         if snapshot["format_version"] != 2:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 VOCABULARY = ROOT.parent / "shared" / "tiktoken"
 if VOCABULARY.exists():
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(VOCABULARY))
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that downloads has a server of its own
 
 import config  # noqa: E402
 import prepare  # noqa: E402

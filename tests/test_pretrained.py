@@ -1,0 +1,477 @@
+"""GPT-2's weights in and trained models out: the hub, the scripts, and what transformers makes of
+a model from here (those tests are skipped where transformers is not installed)."""
+
+import hashlib
+import http.server
+import json
+import os
+import random
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, VOCABULARY, call, succeed
+from test_weight_files import CONFIG, gpt2_tensors, make_model, same, write_safetensors
+
+import prepare
+from model import GPT, GPTConfig
+from prepare import load_tokenizer
+
+needs_vocabulary = pytest.mark.skipif(not VOCABULARY.exists(), reason="GPT-2's vocabulary is not "
+                                      f"in {VOCABULARY}")
+TEXT = ("Who's there? naïve – 日本 🙂 \u00a0\u00ad\u200b x²  fin\n\n\n\n\n \n\t\r\n   \n a  b\n"
+        + "".join(map(chr, range(1, 0x3000, 5))) + "".join(map(chr, range(0x1F300, 0x1F700, 9)))
+        + "\n\n\n\n\n\n\n12345 1234567 !!!??? 'll 's 'S I'LL they've\taaaaaaaaaaaaaaaaaaaaaaa"
+        + "<|endoftext|>And<|endoftext|>\n<|endoftext|>  ")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+    """Without a server of the test's own, nothing is downloaded and nobody's cache is read."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+@pytest.fixture(scope="session")
+def trained(finished_run):
+    return GPT.from_snapshot(finished_run / "final_model.pt").eval()
+
+
+# ---- transformers opens what is saved here, and the other way round -----------------------------
+
+@pytest.fixture(scope="session")
+def transformers():
+    found = pytest.importorskip("transformers", reason="transformers is not installed")
+    found.logging.set_verbosity_error()
+    found.logging.disable_progress_bar()
+    return found
+
+
+@pytest.fixture(scope="session")
+def exported(finished_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    succeed("sample", f"--out_dir={finished_run}", "--snapshot=final", f"--export={folder}")
+    return folder
+
+
+def test_transformers_computes_the_same_logits_and_the_same_text(exported, trained, transformers):
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+        exported, output_loading_info=True)
+    assert not any(report.values()), report
+    theirs.eval()
+    torch.manual_seed(0)
+    idx = torch.randint(trained.config.vocab_size, (4, trained.config.block_size))
+    with torch.no_grad():
+        assert (theirs(idx).logits - trained(idx, idx)[0]).abs().max() < 1e-4
+
+
+def test_greedy_generation_is_the_same_for_100_tokens(tmp_path, transformers):
+    torch.manual_seed(3)
+    model = GPT(GPTConfig(block_size=128, vocab_size=300, n_layer=2, n_head=2, n_embd=32)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)  # so that the text doesn't repeat one token
+    model.save_pretrained(tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    idx = torch.randint(299, (1, 8))
+    end = model.config.vocab_size - 1
+    text = theirs.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=100,
+                           do_sample=False, pad_token_id=end)
+    assert len(text[0].unique()) > 20
+    ours = model.generate(idx, 100, temperature=0, eos_token=end)
+    assert torch.equal(ours, text) and ours.size(1) == 108
+
+
+def test_transformers_finds_the_same_tokens(exported, trained, transformers):
+    theirs = transformers.AutoTokenizer.from_pretrained(exported)
+    encoding = load_tokenizer(trained.tokenizer)
+    for text in (TEXT, (ROOT / "input.txt").read_text(encoding="utf-8")[:200_000]):
+        ids = encoding.encode(text, allowed_special="all")
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids) == encoding.decode(ids) == text
+    assert theirs.eos_token_id == encoding.eot_token and len(theirs) == encoding.n_vocab
+
+
+@needs_vocabulary
+def test_transformers_finds_gpt2s_own_tokens(tmp_path, transformers):
+    model = GPT(GPTConfig(block_size=8, vocab_size=50257, n_layer=1, n_head=1, n_embd=2))
+    model.save_pretrained(tmp_path / "model", prepare.gpt2_tokenizer())
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    ids = load_tokenizer(prepare.gpt2_tokenizer()).encode(TEXT, allowed_special="all")
+    assert theirs(TEXT)["input_ids"] == ids
+    found = GPT.from_pretrained(tmp_path / "model").tokenizer
+    assert found["tokens"] == prepare.gpt2_tokenizer()["tokens"]
+    theirs.save_pretrained(tmp_path / "theirs")
+    shutil.copy(tmp_path / "theirs" / "tokenizer.json", tmp_path / "model")
+    assert GPT.from_pretrained(tmp_path / "model").tokenizer == found
+
+
+def test_bytes_reached_in_two_ways_are_the_same_tokens_there(tmp_path, transformers):
+    tokens = [chr(i) for i in range(256)] + ["ab", "bc", "abc", "aa", "aaa", "aaaa", "ca", "abca"]
+    make_model(vocab_size=265).save_pretrained(tmp_path / "m", {"name": "bpe", "tokens": tokens})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    encoding = load_tokenizer({"name": "bpe", "tokens": tokens})
+    dice = random.Random(0)
+    for _ in range(500):
+        text = "".join(dice.choices("abc ", k=dice.randrange(1, 40)))
+        assert theirs(text)["input_ids"] == encoding.encode_ordinary(text), text
+
+
+def test_the_safetensors_library_reads_the_file(exported, trained):
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    found = safetensors.load_file(exported / "model.safetensors")
+    ours = gpt2_tensors(trained)
+    assert found.keys() == ours.keys() and all(torch.equal(found[key], ours[key]) for key in ours)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("headless", [False, True])  # GPT2Model's names have no prefix
+def test_what_transformers_saves_is_read_to_the_bit(sharded, half, headless, tmp_path, exported,
+                                                    trained, transformers):
+    kind = transformers.AutoModel if headless else transformers.AutoModelForCausalLM
+    theirs = kind.from_pretrained(exported)
+    ours = GPT(trained.config)
+    ours.load_state_dict(trained.state_dict())
+    if half:
+        theirs = theirs.half()
+        ours = ours.half().float()
+    theirs.save_pretrained(tmp_path, max_shard_size="30KB" if sharded else "1GB")
+    assert (tmp_path / "model.safetensors.index.json").exists() == sharded
+    assert same(ours, GPT.from_pretrained(tmp_path))
+    assert GPT.from_pretrained(tmp_path).tokenizer is None
+    transformers.AutoTokenizer.from_pretrained(exported).save_pretrained(tmp_path)
+    assert GPT.from_pretrained(tmp_path).tokenizer == trained.tokenizer
+
+
+# ---- tokenizers ---------------------------------------------------------------------------------
+
+def test_a_tokenizer_goes_out_and_comes_back(exported, trained):
+    assert GPT.from_pretrained(exported).tokenizer == trained.tokenizer
+    assert json.loads((exported / "tokenizer_config.json").read_text())["eos_token"] == (
+        "<|endoftext|>")
+
+
+@pytest.mark.parametrize("change", [
+    lambda found: found["model"].update(type="Unigram"),
+    lambda found: found["pre_tokenizer"].update(type="Whitespace"),
+    lambda found: found["pre_tokenizer"].update(add_prefix_space=True),
+    lambda found: found["model"]["vocab"].update(more=300),
+    lambda found: found["model"]["vocab"].pop("a"),
+    lambda found: found["model"]["vocab"].update({"日": found["model"]["vocab"].pop("a")}),
+    lambda found: found["added_tokens"][0].update(id=0),
+    lambda found: found.clear(),
+])
+def test_a_tokenizer_of_another_kind_is_refused(change, exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="can't be used"):
+        GPT.from_pretrained(tmp_path / "model")
+
+
+# ---- the scripts --------------------------------------------------------------------------------
+
+TUNE = ["--block_size=8", "--batch_size=4", "--max_iters=6", "--log_interval=1",
+        "--eval_interval=3", "--eval_iters=2", "--snapshot_interval=2", "--device=cpu",
+        "--num_return_sequences=0", "--dropout=0.1", "--optimizer=adamw", "--learning_rate=1e-4"]
+
+
+def test_an_exported_model_says_what_the_snapshot_says(exported, finished_run):
+    arguments = "--start=The ", "--max_new_tokens=30", "--device=cpu", "--seed=5"
+    text = succeed("sample", f"--out_dir={finished_run}", "--snapshot=final", *arguments)
+    assert succeed("sample", f"--init_from={exported}", *arguments) == text
+
+
+@pytest.mark.parametrize("arguments, word", [
+    (["--init_from=no/such"], "HF_HUB_OFFLINE"), (["--init_from=config"], "hparams.json")])
+def test_a_model_that_can_not_be_had_is_one_line(arguments, word, monkeypatch, data_dir):
+    monkeypatch.chdir(ROOT)
+    code, out, err = call("sample", *arguments)
+    assert (code, out, err.count("\n")) == (1, "", 1) and word in err
+    code, out, err = call("train", *TUNE, f"--data_dir={data_dir}", *arguments,
+                          f"--out_dir={data_dir / 'none'}")
+    assert (code, err.count("\n")) == (1, 1) and word in err and not (data_dir / "none").exists()
+
+
+def test_a_model_without_a_tokenizer_can_not_write(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    write_safetensors(tmp_path, gpt2_tensors(make_model()))
+    code, out, err = call("sample", f"--init_from={tmp_path}")
+    assert (code, out, err.count("\n")) == (1, "", 1) and "tokenizer" in err
+
+
+def test_training_begins_from_a_model_and_goes_on_from_its_own_snapshots(exported, data_dir,
+                                                                         tmp_path, trained):
+    arguments = [*TUNE, f"--data_dir={data_dir}", f"--init_from={exported}"]
+    succeed("train", *arguments, f"--out_dir={tmp_path / 'whole'}")
+    first = torch.load(tmp_path / "whole" / "final_model.pt", weights_only=True)
+    assert first["model_config"] == {
+        **vars(trained.config), "block_size": 8, "dropout": 0.1}
+    near = first["model_state_dict"]["transformer.h.0.attn.c_attn.weight"]
+    assert 0 < (near - trained.transformer.h[0].attn["c_attn"].weight).abs().max() < 1e-2
+
+    cut = [*arguments, f"--out_dir={tmp_path / 'cut'}"]
+    succeed("train", *cut, "--max_iters=4", "--lr_decay_iters=6")
+    (tmp_path / "cut" / "final_model.pt").unlink()
+    out = succeed("train", *cut)
+    assert "going on from" in out and "step_4" in out
+    second = torch.load(tmp_path / "cut" / "final_model.pt", weights_only=True)
+    assert all(torch.equal(first["model_state_dict"][name], second["model_state_dict"][name])
+               for name in first["model_state_dict"])
+    assert "nothing left" in succeed("train", *cut)
+
+
+def test_eval_only_measures_the_model_itself(exported, data_dir, tmp_path):
+    arguments = [f"--data_dir={data_dir}", f"--init_from={exported}", "--eval_only",
+                 "--device=cpu", "--block_size=16", f"--out_dir={tmp_path / 'none'}"]
+    line = succeed("train", *arguments).splitlines()[-1]
+    assert line.startswith("validation: loss ")
+    assert not (tmp_path / "none").exists()
+
+
+def test_another_run_another_vocabulary_and_a_larger_block_are_refused(
+        exported, data_dir, finished_run, tmp_path):
+    def refused(*arguments):
+        code, _, err = call("train", *TUNE, f"--data_dir={data_dir}", *arguments)
+        assert code == 1 and err.count("\n") == 1
+        return err
+    assert "init_from" in refused(f"--init_from={exported}", f"--out_dir={finished_run}",
+                                  "--block_size=16", "--optimizer=muon", "--dropout=0")
+    assert "block_size=64" in refused(f"--init_from={exported}", "--block_size=64",
+                                      f"--out_dir={tmp_path}")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    write_safetensors(tmp_path, gpt2_tensors(make_model()))
+    assert "20" in refused(f"--init_from={tmp_path}", f"--out_dir={tmp_path / 'out'}")
+
+
+@needs_vocabulary
+def test_the_recipe_for_gpt2_works(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / "hub" / "models--gpt2" / "snapshots" / "main"
+    folder.mkdir(parents=True)
+    GPT(GPTConfig(block_size=32, n_layer=1, n_head=2, n_embd=8)).save_pretrained(
+        folder, prepare.gpt2_tokenizer())
+    (folder / "tokenizer.json").unlink()  # then it's the vocabulary that tiktoken knows
+    (tmp_path / "text.txt").write_text(text[:6000], encoding="utf-8")
+    succeed("prepare", f"--input={tmp_path / 'text.txt'}", "--tokenizer=gpt2",
+            f"--out_dir={tmp_path / 'data'}")
+    data = f"--data_dir={tmp_path / 'data'}"
+    out = succeed("train", "config/finetune_gpt2.py", data, f"--out_dir={tmp_path / 'out'}",
+                  "--block_size=16", "--max_epochs=0", "--max_iters=2", "--batch_size=2",
+                  "--device=cpu", "--max_length=3", "--gradient_accumulation_steps=2")
+    assert "iteration 2/2" in out
+    assert succeed("sample", "--init_from=gpt2", "--start=Hello", "--max_new_tokens=2",
+                   "--device=cpu").startswith("Hello")
+    assert "validation" in succeed("train", "--init_from=gpt2", "--eval_only", data,
+                                   "--eval_iters=1", "--device=cpu", "--block_size=16",
+                                   f"--out_dir={tmp_path / 'out'}")
+
+
+# ---- the hub ------------------------------------------------------------------------------------
+
+class Hub(http.server.ThreadingHTTPServer):
+    """A hub on loopback that holds files {path: bytes} and misbehaves as it's told to."""
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files, self.asked, self.faults = {}, [], {}
+        self.token = ""
+
+    def put(self, model, folder, revision="main"):
+        for path in Path(folder).iterdir():
+            self.files[f"/{model}/resolve/{revision}/{path.name}"] = path.read_bytes()
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments):
+        pass
+
+    def refuse(self, status):
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self):
+        hub, name = self.server, self.path.rsplit("/", 1)[1]
+        hub.asked.append((self.path, self.headers.get("Range")))
+        faults = hub.faults.get(name, [])
+        fault = faults.pop(0) if faults else None
+        if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+            return self.refuse(401)
+        if isinstance(fault, int):
+            return self.refuse(fault)
+        if self.path not in hub.files:
+            return self.refuse(404)
+        data = hub.files[self.path]
+        start = 0
+        if self.headers.get("Range") and fault != "no range":
+            start = int(self.headers["Range"][6:-1])
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        else:
+            self.send_response(200)
+        digest = hashlib.sha256(data if fault != "hash" else b"another").hexdigest()
+        self.send_header("X-Linked-Etag", f'"{digest}"')
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        part = data[start:]
+        if fault in ("break", "stall"):
+            self.wfile.write(part[:len(part) // 2])
+            self.wfile.flush()
+            time.sleep(1.5 if fault == "stall" else 0)
+            self.close_connection = True
+            return
+        self.wfile.write(part)
+
+
+@pytest.fixture
+def hub(monkeypatch, exported):
+    server = Hub()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(prepare, "RETRY_DELAY", 0.01)
+    monkeypatch.setattr(prepare, "TIMEOUT", 0.5)
+    server.put("owner/name", exported)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def cached(tmp_path):
+    """The files in the cache that have the name of a whole one."""
+    return sorted(path.name for path in (tmp_path / "hub").rglob("*")
+                  if path.is_file() and path.suffix != ".part")
+
+
+def test_a_model_is_downloaded_once(hub, trained, tmp_path, monkeypatch):
+    found = GPT.from_pretrained("owner/name")
+    assert same(trained, found) and found.tokenizer == trained.tokenizer
+    assert cached(tmp_path) == ["config.json", "model.safetensors", "tokenizer.json"]
+    count = len(hub.asked)
+    assert same(trained, GPT.from_pretrained("owner/name")) and len(hub.asked) == count
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert same(trained, GPT.from_pretrained("owner/name")) and len(hub.asked) == count
+
+
+def test_a_revision_shards_and_a_bin_are_found(hub, trained, exported, tmp_path):
+    from test_weight_files import write_bin, write_shards
+    for name, write in (("a/shards", write_shards), ("bin", write_bin)):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        shutil.copy(exported / "config.json", folder)
+        write(folder, gpt2_tensors(trained))
+        hub.put(name, folder, "v1.0")
+        found = GPT.from_pretrained(f"{name}@v1.0")
+        assert same(trained, found) and found.tokenizer is None
+    with pytest.raises(ValueError, match="no such thing"):
+        GPT.from_pretrained("bin")  # there is no main
+
+
+def test_a_download_of_shards_that_broke_off_goes_on(hub, trained, exported, tmp_path):
+    from test_weight_files import write_shards
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    shutil.copy(exported / "config.json", folder)
+    write_shards(folder, gpt2_tensors(trained))
+    hub.put("shards", folder)
+    hub.faults["model-00002-of-00002.safetensors"] = [403]
+    with pytest.raises(ValueError, match="HF_TOKEN"):
+        GPT.from_pretrained("shards")
+    assert same(trained, GPT.from_pretrained("shards"))
+
+
+def test_the_cache_of_hugging_face_is_used(hub, exported, trained, tmp_path, monkeypatch):
+    repository = tmp_path / "hf" / "hub" / "models--some--one"
+    shutil.copytree(exported, repository / "snapshots" / "0123abcd")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abcd")
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("some/one", "some/one@main", "some/one@0123abcd"):
+        assert same(trained, GPT.from_pretrained(name))
+    assert hub.asked == []
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(tmp_path / "hf", tmp_path / ".cache" / "huggingface")
+    assert same(trained, GPT.from_pretrained("some/one")) and hub.asked == []
+
+
+def test_offline_never_asks(hub, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE"):
+        GPT.from_pretrained("owner/name")
+    assert hub.asked == [] and cached(tmp_path) == []
+
+
+def test_a_token_is_sent(hub, trained, monkeypatch, tmp_path):
+    hub.token = "secret"
+    with pytest.raises(ValueError, match="HF_TOKEN"):
+        GPT.from_pretrained("owner/name")
+    assert cached(tmp_path) == []
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert same(trained, GPT.from_pretrained("owner/name"))
+
+
+@pytest.mark.parametrize("faults", [
+    ["break"], ["break", "break", "break"], ["stall"], [503, 503], ["break", "no range"],
+    ["break", 503, "break"], ["break", "stall"]], ids=str)
+def test_a_connection_that_breaks_is_taken_up_again(faults, hub, trained, tmp_path):
+    hub.faults["model.safetensors"] = list(faults)
+    assert same(trained, GPT.from_pretrained("owner/name"))
+    assert cached(tmp_path) == ["config.json", "model.safetensors", "tokenizer.json"]
+    ranges = [asked for path, asked in hub.asked if path.endswith("model.safetensors")]
+    assert len(ranges) == 1 + len([fault for fault in faults if fault != "no range"])
+    assert ranges[0] is None and ("break" not in faults or ranges[-1] is not None)
+
+
+@pytest.mark.parametrize("faults, word", [
+    ([503] * 9, "503"), ([404, 404], "no such|No such"), ([401], "HF_TOKEN"), ([403], "HF_TOKEN"),
+    (["hash"], "sha256"), (["break"] * 9, "onnection")], ids=str)
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_nothing_broken_is_left_where_a_whole_file_is_expected(file, faults, word, hub, trained,
+                                                               tmp_path):
+    hub.faults[file] = list(faults)
+    with pytest.raises(ValueError, match=word) as error:
+        GPT.from_pretrained("owner/name")
+    assert "\n" not in str(error.value)
+    assert file not in cached(tmp_path)
+    hub.faults.clear()
+    assert same(trained, GPT.from_pretrained("owner/name"))
+
+
+def test_without_a_connection_or_on_a_full_disk_there_is_one_message(hub, monkeypatch, tmp_path,
+                                                                     trained):
+    def full(fd):
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", full)
+        with pytest.raises(ValueError, match="No space left on device"):
+            GPT.from_pretrained("owner/name")
+    assert cached(tmp_path) == []
+    with monkeypatch.context() as broken:
+        broken.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+        with pytest.raises(ValueError, match="no connection"):
+            GPT.from_pretrained("owner/name")
+    assert cached(tmp_path) == [] and same(trained, GPT.from_pretrained("owner/name"))
+
+
+def test_a_shard_can_not_lie_outside_its_folder(hub, exported, tmp_path):
+    hub.files = {path: data for path, data in hub.files.items() if "safetensors" not in path}
+    hub.files["/owner/name/resolve/main/model.safetensors.index.json"] = json.dumps(
+        {"weight_map": {"a": "../../../../outside.safetensors"}}).encode()
+    hub.files["/owner/name/resolve/main/outside.safetensors"] = b"x" * 100
+    with pytest.raises(ValueError):
+        GPT.from_pretrained("owner/name")
+    inside = tmp_path / "hub" / "models--owner--name" / "snapshots" / "main"
+    assert all(path.parent == inside for path in (tmp_path / "hub").rglob("*.safetensors*"))

@@ -1,0 +1,481 @@
+"""The files that GPT-2's weights come in: each form read to the bit, and whatever is broken in one
+refused with ValueError."""
+
+import json
+import os
+import pickle
+import random
+import resource
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from model import GPT, GPTConfig
+
+SHAPE = dict(block_size=8, vocab_size=20, n_layer=2, n_head=2, n_embd=8)
+CONFIG = dict(model_type="gpt2", activation_function="gelu_new", n_positions=8, vocab_size=20,
+              n_layer=2, n_head=2, n_embd=8)
+
+
+def make_model(**changes):
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(**SHAPE | changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    return model
+
+
+def gpt2_tensors(model, prefix="transformer."):
+    """The model's tensors as GPT-2's files have them: matrices of the blocks as (in, out)."""
+    return {prefix + name.removeprefix("transformer."):
+            (p.detach().t() if ".h." in name else p.detach()).contiguous()
+            for name, p in model.named_parameters()}
+
+
+def safetensors(tensors, **changes):
+    """The bytes of a safetensors file."""
+    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+             torch.uint8: "U8", torch.bool: "BOOL", torch.float64: "F64"}
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, tensor in tensors.items():
+        raw = tensor.flatten().view(torch.uint8).numpy().tobytes()
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [len(data), len(data) + len(raw)]} | changes.get(name, {})
+        data += raw
+    header = json.dumps(header).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def write_safetensors(folder, tensors, **changes):
+    (folder / "model.safetensors").write_bytes(safetensors(tensors, **changes))
+
+
+def write_shards(folder, tensors):
+    names = list(tensors)
+    files = {"model-00001-of-00002.safetensors": names[::2],
+             "model-00002-of-00002.safetensors": names[1::2]}
+    for file, part in files.items():
+        (folder / file).write_bytes(safetensors({name: tensors[name] for name in part}))
+    index = {"metadata": {}, "weight_map": {name: file for file, part in files.items()
+                                            for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_bin(folder, tensors, zipped=True):
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped,
+               pickle_protocol=2)
+
+
+def crc32c(data):  # bit by bit, masked as TensorFlow stores it
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def test_the_checksum_here_is_the_published_one():
+    crc = int.from_bytes(crc32c(b"123456789"), "little") - 0xA282EAD8 & 0xFFFFFFFF
+    assert (crc << 15 | crc >> 17) & 0xFFFFFFFF == 0xE3069283  # RFC 3720's polynomial
+
+
+def varint(number):
+    return bytes([number]) if number < 128 else bytes([number % 128 + 128]) + varint(number >> 7)
+
+
+def block(entries, restart_interval=16):
+    """A block of an SSTable with the 5 bytes behind it: entries whose keys share prefixes."""
+    data, last, restarts = b"", b"", []
+    for i, (key, value) in enumerate(entries):
+        shared = len(os.path.commonprefix([last, key])) if i % restart_interval else 0
+        if not shared:
+            restarts.append(len(data))
+        data += varint(shared) + varint(len(key) - shared) + varint(len(value))
+        data += key[shared:] + value
+        last = key
+    restarts = restarts or [0]
+    data += b"".join(struct.pack("<I", place) for place in [*restarts, len(restarts)]) + b"\0"
+    return data + crc32c(data)
+
+
+def tensorflow_name(name):
+    name = name.removeprefix("transformer.").replace("h.", "h", 1) if ".h." in name else (
+        name.removeprefix("transformer."))
+    kind = {"bias": "b", "weight": "g" if ".ln_" in name or "ln_f" in name else "w"}
+    if name in ("wte.weight", "wpe.weight"):
+        return "model/" + name[:3]
+    stem, _, last = name.rpartition(".")
+    return "model/" + stem.replace(".", "/") + "/" + kind[last]
+
+
+def write_tensorflow(folder, tensors, blocks=1, config=None, **changes):
+    """The four files of OpenAI's form; the entries of the index are spread over so many blocks."""
+    data, entries = b"", {b"": b"\x08\x01\x1a\x02\x08\x01"}  # one shard, version 1
+    for name, tensor in sorted(tensors.items(), key=lambda item: tensorflow_name(item[0])):
+        shape = list(tensor.shape)
+        if tensor.dim() == 2 and ".h." in name:
+            shape = [1, *shape]
+        raw = tensor.numpy().tobytes()
+        sizes = b"".join(b"\x12" + varint(len(size)) + size
+                         for size in (b"\x08" + varint(n) for n in shape))
+        entry = b"\x08\x01\x12" + varint(len(sizes)) + sizes
+        entry += (b"\x20" + varint(len(data)) if data else b"")  # a zero is left out
+        entry += b"\x28" + varint(len(raw)) + b"\x35" + crc32c(raw)
+        entries[tensorflow_name(name).encode()] = changes.get(name, entry)
+        data += raw
+    items, index, handles = sorted(entries.items()), b"", []
+    size = -(-len(items) // blocks)
+    for i in range(0, len(items), size):
+        part = block(items[i:i + size])
+        handles.append((items[min(i + size, len(items)) - 1][0],
+                        varint(len(index)) + varint(len(part) - 5)))
+        index += part
+    footer = b""
+    for part in (block([]), block(handles, 1)):
+        footer += varint(len(index)) + varint(len(part) - 5)
+        index += part
+    index += footer.ljust(40, b"\0") + struct.pack("<Q", 0xdb4775248b80fb57)
+    (folder / "model.ckpt.index").write_bytes(index)
+    (folder / "model.ckpt.data-00000-of-00001").write_bytes(data)
+    (folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt"\n')
+    (folder / "config.json").unlink(missing_ok=True)
+    (folder / "hparams.json").write_text(json.dumps(dict(n_vocab=20, n_ctx=8, n_embd=8, n_head=2,
+                                                         n_layer=2)))
+
+
+WRITERS = {"safetensors": write_safetensors, "shards": write_shards, "bin": write_bin,
+           "old bin": lambda folder, tensors: write_bin(folder, tensors, zipped=False),
+           "tensorflow": write_tensorflow}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path
+
+
+def same(model, other):
+    here, there = model.state_dict(), other.state_dict()
+    return here.keys() == there.keys() and all(torch.equal(here[name], there[name])
+                                               for name in here)
+
+
+def refusal(folder):
+    with pytest.raises(ValueError) as error:
+        GPT.from_pretrained(folder)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+    return str(error.value)
+
+
+# ---- what can be read ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_each_form_is_read_to_the_bit(form, folder):
+    model = make_model()
+    WRITERS[form](folder, gpt2_tensors(model))
+    found = GPT.from_pretrained(folder)
+    assert same(model, found) and found.lm_head.weight is found.transformer.wte.weight
+    assert found.config == model.config and found.num_params() == model.num_params()
+    idx = torch.randint(20, (2, 8))
+    assert torch.equal(model(idx, idx)[0], found(idx, idx)[0])
+
+
+def test_a_tensorflow_index_may_have_several_blocks(folder):
+    model = make_model()
+    for blocks in (2, 5, 28):
+        write_tensorflow(folder, gpt2_tensors(model), blocks=blocks)
+        assert same(model, GPT.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", ["safetensors", "shards", "bin"])
+def test_half_precision_becomes_float32_exactly(dtype, form, folder):
+    model = make_model()
+    WRITERS[form](folder, {name: p.to(dtype) for name, p in gpt2_tensors(model).items()})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype))
+    assert same(model, GPT.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "shards", "bin", "old bin"])
+def test_the_oldest_names_masks_and_a_second_copy_of_wte_make_no_difference(form, folder):
+    model = make_model()
+    for prefix in ("", "transformer."):
+        tensors = gpt2_tensors(model, prefix)
+        for i in range(2):
+            tensors[f"{prefix}h.{i}.attn.bias"] = torch.ones(1, 1, 8, 8).tril()
+            tensors[f"{prefix}h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+        WRITERS[form](folder, tensors)
+        assert same(model, GPT.from_pretrained(folder))
+        tensors["lm_head.weight"] = tensors[f"{prefix}wte.weight"].clone()
+        tensors[f"{prefix}h.0.attn.bias"] = torch.ones(1, 1, 8, 8).tril().to(torch.uint8)
+        tensors[f"{prefix}h.1.attn.bias"] = torch.ones(1, 1, 8, 8).tril().bool()
+        WRITERS[form](folder, tensors)
+        assert same(model, GPT.from_pretrained(folder))
+
+
+def test_a_smaller_block_is_a_crop_and_dropout_can_be_set(folder):
+    write_safetensors(folder, gpt2_tensors(make_model()))
+    model = GPT.from_pretrained(folder, dropout=0.25)
+    assert model.config.dropout == 0.25 and model.transformer.h[1].dropout.p == 0.25
+    whole = make_model().transformer.wpe.weight
+    model.crop_block_size(3)
+    assert torch.equal(model.transformer.wpe.weight, whole[:3]) and model.config.block_size == 3
+
+
+MEASURE = """
+import sys
+import torch
+from pathlib import Path
+from model import GPT, GPTConfig
+with torch.device("meta"):  # imports what it needs
+    size = GPT(GPTConfig()).num_params() * 4
+folder = sys.argv[1]
+Path("/proc/self/clear_refs").write_text("5")
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+before = status("VmRSS")
+model = GPT.from_pretrained(folder)
+print((status("VmHWM") - before) / (4 * model.num_params()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured as Linux does it")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_loading_takes_little_more_memory_than_the_model(dtype, tmp_path):
+    shape = dict(block_size=64, vocab_size=20_000, n_layer=6, n_head=8, n_embd=512)
+    model = GPT(GPTConfig(**shape))
+    (tmp_path / "config.json").write_text(json.dumps(
+        CONFIG | shape | dict(n_positions=64)))
+    tensors = {name: p.to(dtype) for name, p in sorted(gpt2_tensors(model).items())}  # wte last
+    write_safetensors(tmp_path, tensors)
+    run = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], cwd=ROOT, capture_output=True,
+                         text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr
+    assert 0.9 < float(run.stdout) < 1.15, run.stdout
+
+
+# ---- what is no GPT-2 ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("key, value", [
+    ("model_type", "gpt_neo"), ("activation_function", "gelu"), ("layer_norm_epsilon", 1e-6),
+    ("scale_attn_by_inverse_layer_idx", True), ("scale_attn_weights", False),
+    ("add_cross_attention", True), ("tie_word_embeddings", False)])
+def test_a_model_that_computes_something_else_is_refused(key, value, folder):
+    write_safetensors(folder, gpt2_tensors(make_model()))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {key: value}))
+    message = refusal(folder)
+    assert key in message and repr(value) in message
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_missing_extra_and_misshapen_tensors_are_refused_by_name(form, folder):
+    whole = gpt2_tensors(make_model())
+    name = "transformer.h.1.mlp.c_fc.weight"
+    WRITERS[form](folder, {key: tensor for key, tensor in whole.items() if key != name})
+    assert name in refusal(folder)
+    WRITERS[form](folder, whole | {"transformer.h.2.mlp.c_fc.weight": whole[name]})
+    assert "transformer.h.2.mlp.c_fc.weight" in refusal(folder)
+    WRITERS[form](folder, whole | {name: whole[name].t().contiguous()})
+    assert name in refusal(folder) and "[8, 32]" in refusal(folder)
+
+
+def test_an_output_matrix_of_its_own_and_integers_are_refused(folder):
+    whole = gpt2_tensors(make_model())
+    write_safetensors(folder, whole | {"lm_head.weight": whole["transformer.wte.weight"] + 1})
+    assert "lm_head.weight" in refusal(folder)
+    name = "transformer.h.0.ln_1.weight"
+    write_safetensors(folder, whole | {name: whole[name].to(torch.uint8)})
+    assert name in refusal(folder)
+
+
+@pytest.mark.parametrize("about", [
+    {"n_layer": 10**9}, {"n_layer": 3}, {"n_layer": 1}, {"n_embd": 10**12}, {"vocab_size": -1},
+    {"n_positions": None}, {"n_head": 3}, {"n_head": "2"}, {"n_layer": 2.5}], ids=str)
+def test_a_shape_that_does_not_fit_is_refused_at_once(about, folder):
+    write_safetensors(folder, gpt2_tensors(make_model()))
+    (folder / "config.json").write_text(json.dumps(CONFIG | about))
+    refusal(folder)
+
+
+def test_a_folder_without_weights_or_config_says_what_is_missing(tmp_path):
+    assert ".json" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert "model.safetensors" in refusal(tmp_path)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch was_executed",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_in_a_file_is_executed(zipped, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    write_bin(folder, gpt2_tensors(make_model()) | {"evil": Evil()}, zipped)
+    refusal(folder)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(), protocol=2))
+    refusal(folder)
+    assert not Path("was_executed").exists()
+
+
+# ---- what is broken -----------------------------------------------------------------------------
+
+def mutated(data, dice):
+    """Bytes with one or a few of them changed, cut out, doubled or cut off."""
+    data = bytearray(data)
+    kind = dice.randrange(6)
+    place = dice.randrange(len(data))
+    if kind < 3:
+        for _ in range(dice.choice([1, 1, 1, 2, 8])):
+            data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+    elif kind == 3:
+        del data[place:]
+    elif kind == 4:
+        length = dice.choice([1, 2, 8, 100])
+        data[place:place + length] = dice.randbytes(length)
+    else:
+        end = place + dice.choice([1, 4, 40])
+        data[place:end] = dice.choice([b"", bytes(data[place:end]) * 2, b"\xff" * 8])
+    return bytes(data)
+
+
+def mutated_header(data, dice):
+    """A safetensors file with another header: other numbers, names, types, depth or length."""
+    size, = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8:8 + size])
+    entry = header[dice.choice([name for name in header if name != "__metadata__"])]
+    numbers = [-1, 0, 1, 2, 8, 2**31, 2**63, 2**64, -2**63, 1e300, 8.0, None, "8", [8], True]
+    kind = dice.randrange(8)
+    if kind < 2:
+        entry["shape"][dice.randrange(len(entry["shape"]))] = dice.choice(numbers)
+    elif kind < 4:
+        entry["data_offsets"][dice.randrange(2)] = dice.choice(numbers)
+    elif kind == 4:
+        entry[dice.choice(["shape", "data_offsets", "dtype"])] = dice.choice(
+            [None, [], {}, "F16", "I64", "F99", [1], [[1]], 8, [-8, -8], [0, 0, 0]])
+    elif kind == 5:
+        other = header[dice.choice([name for name in header if name != "__metadata__"])]
+        entry.update(dice.choice([other, {"data_offsets": other["data_offsets"]}]))
+    elif kind == 6:
+        header = dice.choice([[], 1, None, "x", {"a": header}, {}, {"__metadata__": header}])
+    text = json.dumps(header).encode()
+    if kind == 7:
+        depth = dice.choice([10, 10**3, 10**5])
+        text = dice.choice([b"[" * depth, b'{"a":' * depth, b"[" * depth + b"]" * depth,
+                            text.replace(b"8", b"9" * depth, 1)])
+    length = dice.choice([len(text)] * 6 + [0, 2**40, 2**63, 2**64 - 1, len(text) + 1])
+    return struct.pack("<Q", length) + text + data[8 + size:]
+
+
+def trials(folder, file, change, count, seed):
+    """Load so many mutations of a file; -> how many were refused, how many loaded equal."""
+    model, path, dice = make_model(), folder / file, random.Random(seed)
+    whole, refused, equal = path.read_bytes(), 0, 0
+    for _ in range(count):
+        path.write_bytes(change(whole, dice))
+        try:
+            found = GPT.from_pretrained(folder)
+        except ValueError as error:
+            assert str(error) and "\n" not in str(error)
+            refused += 1
+        else:
+            assert same(model, found)
+            equal += 1
+    path.write_bytes(whole)
+    assert same(model, GPT.from_pretrained(folder))
+    return refused, equal
+
+
+def head_only(data, dice):  # the tensors' bytes have no checksum in this form
+    end = 8 + struct.unpack("<Q", data[:8])[0]
+    changed = mutated(data[:end], dice)
+    return changed + data[end:] if dice.random() < 0.9 else data[:dice.randrange(len(data))]
+
+
+@pytest.mark.parametrize("form, file, change, count", [
+    ("safetensors", "model.safetensors", head_only, 1000),
+    ("safetensors", "model.safetensors", mutated_header, 1000),
+    ("shards", "model.safetensors.index.json", mutated, 1000),
+    ("shards", "model-00002-of-00002.safetensors", head_only, 1000),
+    ("bin", "pytorch_model.bin", mutated, 2000),
+    ("tensorflow", "model.ckpt.index", mutated, 1000),
+    ("tensorflow", "model.ckpt.data-00000-of-00001", mutated, 1000),
+], ids=["safetensors", "header", "index", "shard", "bin", "tensorflow", "tensorflow data"])
+def test_a_mutated_file_loads_equal_or_is_refused(form, file, change, count, folder):
+    WRITERS[form](folder, gpt2_tensors(make_model()))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused, equal = trials(folder, file, change, count, seed=count + len(file))
+    assert refused + equal == count and refused > count / 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+
+
+@pytest.mark.parametrize("count", [300])
+def test_an_old_bin_that_is_mutated_never_ends_otherwise_than_in_valueerror(count, folder):
+    write_bin(folder, gpt2_tensors(make_model()), zipped=False)
+    path, dice = folder / "pytorch_model.bin", random.Random(5)
+    whole = path.read_bytes()
+    for _ in range(count):  # this form has no checksums: other numbers can't be told from these
+        path.write_bytes(mutated(whole, dice))
+        try:
+            GPT.from_pretrained(folder)
+        except ValueError as error:
+            assert str(error)
+
+
+# ---- the way out --------------------------------------------------------------------------------
+
+def test_what_is_saved_is_read_back_to_the_bit(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path / "new" / "folder")
+    assert same(model, GPT.from_pretrained(tmp_path / "new" / "folder"))
+    assert sorted(os.listdir(tmp_path / "new" / "folder")) == [
+        "config.json", "generation_config.json", "model.safetensors"]
+    assert os.listdir(tmp_path / "new") == ["folder"]
+
+
+def test_a_model_without_biases_is_saved_as_one_whose_biases_are_zero(tmp_path):
+    model = make_model(bias=False)
+    model.save_pretrained(tmp_path / "model")
+    found = GPT.from_pretrained(tmp_path / "model")
+    idx = torch.randint(20, (2, 8))
+    assert torch.allclose(model(idx, idx)[0], found(idx, idx)[0], atol=1e-6)
+    assert found.transformer.h[0].ln_1.bias.abs().sum() == 0
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        make_model().save_pretrained(tmp_path)
+    assert os.listdir(tmp_path) == ["mine.txt"]
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        make_model().save_pretrained(tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+
+
+def test_positions_of_tensors_are_whole_words(tmp_path):  # mapped numbers have to lie at multiples
+    make_model().save_pretrained(tmp_path / "model")
+    data = (tmp_path / "model" / "model.safetensors").read_bytes()
+    size, = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8:8 + size])
+    assert (8 + size) % 8 == 0 and header["__metadata__"] == {"format": "pt"}
+    assert "lm_head.weight" not in header and len(header) == 1 + 28
+    place = np.frombuffer(data, np.float32, offset=8 + size)
+    assert place.size == make_model().num_params()
