@@ -3,8 +3,7 @@
     python train.py config/shakespeare.py                # run it again and it goes on where it was
     python train.py config/shakespeare.py --max_iters=100 --out_dir=out_short
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py     # on eight GPUs
-
-Everything it writes is in out_dir: snapshots/, best.pt, final_model.pt, log.csv and loss.svg."""
+"""
 
 import atexit
 import ctypes
@@ -25,14 +24,12 @@ import config
 from model import GPT, SIZES, GPTConfig, choose_device, read_snapshot
 from prepare import fingerprint, gpt2_tokenizer, load_tokenizer, read_meta, settle, whole_file
 
-# where the data is and where the results go
 data_dir = "data"  # folder with train.bin and val.bin
-out_dir = "out"  # folder for snapshots, log.csv and loss.svg
-init_from = "auto"  # 'auto' goes on if it can, 'scratch' begins anew, 'resume' has to go on
-overwrite = False  # let init_from='scratch' delete the run that is in out_dir
+out_dir = "out"  # folder for snapshots/, best.pt, final_model.pt, log.csv and loss.svg
+init_from = "auto"  # 'auto' goes on if it can; 'scratch', 'resume'; or weights: 'gpt2', a folder
+overwrite = False  # let init_from='scratch', or weights, delete the run that is in out_dir
 snapshot_interval = 100  # iterations between snapshots
 keep_snapshots = 2  # how many of the newest snapshots are kept
-# what is looked at on the way
 log_interval = 10  # iterations between lines of the log
 eval_interval = 100  # iterations between evaluations on the validation split
 eval_iters = 0  # batches of an evaluation, 0 for the whole split
@@ -41,7 +38,6 @@ sample_interval = 0  # iterations between samples, drawn at evaluations; 0 for n
 sample_prompt = "\n"  # how samples begin
 num_return_sequences = 5  # samples of the final model
 max_length = 30  # tokens in each of them
-# the model
 size = ""  # a name in model.py's SIZES, in place of the next three
 n_layer = 4  # blocks
 n_head = 4  # attention heads in each block
@@ -49,14 +45,12 @@ n_embd = 128  # width
 block_size = 64  # tokens of context
 dropout = 0.0  # share of activations left out in training; above 0 only helps over many epochs
 bias = True  # biases in the linear layers and LayerNorms, as GPT-2 has them
-# the batches
 batch_size = 32  # sequences of block_size tokens in one forward pass
 gradient_accumulation_steps = 1  # forward passes in one iteration, in all processes together
 max_iters = 600  # iterations
 max_epochs = 0.0  # passes over the training split, in place of max_iters; 0 for max_iters
 target_loss = 0.0  # stop as soon as the loss is at or below this; 0 for never
 target_split = "train"  # the loss that target_loss watches: 'train' or 'val'
-# the optimizer
 optimizer = "muon"  # 'muon' (on the matrices inside the blocks, AdamW on the rest) or 'adamw'
 learning_rate = 0.01  # AdamW's highest learning rate
 muon_learning_rate = 0.03  # Muon's highest learning rate
@@ -64,14 +58,12 @@ weight_decay = 0.1  # on matrices only: with Muon, on those inside the blocks
 beta1 = 0.9  # AdamW: memory of the gradient
 beta2 = 0.95  # AdamW: memory of the squared gradient
 grad_clip = 1.0  # the gradient's norm is cut to this; 0 for never
-# the learning rate over time
-warmup_iters = 10  # iterations over which it rises from 0
+warmup_iters = 10  # iterations over which the learning rate rises from 0
 lr_schedule = "linear"  # after that: 'linear' or 'cosine' falls to min_lr, 'step', 'constant'
 min_lr = 0.0  # AdamW's lowest learning rate; Muon's falls in the same proportion
 lr_decay_iters = 0  # the iteration at which min_lr is reached; 0 for the last one
 lr_gamma = 0.5  # 'step' multiplies by this ...
 lr_step_iters = 1000  # ... every so many iterations
-# the machine
 seed = 1337  # of the weights, the order of the data and dropout
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes the fastest that is there
 dtype = "auto"  # 'float32', 'bfloat16' or 'float16' for the matrix products
@@ -105,20 +97,16 @@ def load_data(folder):
     for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
         found = fingerprint(path) if path.exists() else None
-        described = meta["splits"].setdefault(split, {}).setdefault("fingerprint", found)
-        if found != described or (split == "train" and not found):
-            what = "the file that meta.json describes" if found else "there"
-            raise ValueError(f"{path} is not {what}: python prepare.py --out_dir={folder} makes it")
+        if found != meta["splits"].setdefault(split, {"fingerprint": found})["fingerprint"]:
+            raise ValueError(f"{path} is not the file that meta.json describes: "
+                             f"python prepare.py --out_dir={folder} makes it")
         full = found and path.stat().st_size
         data[split] = np.memmap(path, dtype=meta["dtype"], mode="r") if full else np.empty(0, int)
-    if len(data["train"]) <= block_size:
-        raise ValueError(f"{folder}/train.bin has {len(data['train'])} tokens, block_size="
-                         f"{block_size} needs {block_size + 1}: lower it or give more text")
-    if not meta["tokenizer"]:
-        try:
-            meta["tokenizer"] = gpt2_tokenizer()
-        except OSError as error:
-            print(f"no samples will be shown: {error}", file=sys.stderr)
+    for split, least in (("train", block_size + 1), ("val", 2 * eval_only)):
+        if len(data[split]) < least:
+            raise ValueError(f"{folder}/{split}.bin is not there, or has less than {least} tokens "
+                             f"(block_size={block_size}): python prepare.py --out_dir={folder}")
+    meta["tokenizer"] = meta["tokenizer"] or gpt2_tokenizer()
     return meta, data
 
 
@@ -127,39 +115,26 @@ def hashed(*numbers):  # -> 64 random bits that are a function of the numbers
 
 
 def shuffled(k, n, *key):
-    """Return the place of k in a permutation of range(n) that is computed, not stored.
-    A Feistel network permutes the numbers of an even count of bits, whatever its round function
-    is (Luby & Rackoff 1988); a result outside range(n) goes through it again until it is inside."""
+    """Return the place of k in a permutation of range(n) that is computed, not stored: a Feistel
+    network permutes the numbers below half * half (Luby & Rackoff 1988), as often as it takes."""
     half = 1 << ((n - 1).bit_length() + 1) // 2
-    while True:
-        left, right = divmod(k, half)
-        for turn in range(4):
-            left, right = right, left ^ hashed(*key, turn, right) % half
-        k = left * half + right
-        if k < n:
-            return k
+    left, right = divmod(k, half)
+    for turn in range(4):
+        left, right = right, left ^ hashed(*key, turn, right) % half
+    k = left * half + right
+    return k if k < n else shuffled(k, n, *key)
 
 
-def blocks(tokens, starts, vocab_size):  # -> ids (len(starts), block_size + 1)
-    """Take a block from each start; the tokens are a ring, so that every start has a whole one."""
-    rows = tokens[(np.asarray(starts)[:, None] + np.arange(block_size + 1)) % len(tokens)]
-    if rows.max() >= vocab_size:
-        raise ValueError(f"{data_dir} holds the token id {rows.max()}, but the vocabulary has "
-                         f"only {vocab_size} tokens: they don't belong together")
-    return torch.from_numpy(rows.astype(np.int64))
-
-
-def get_batch(tokens, first, vocab_size):
-    """Return batch_size blocks, the run's sequences number first, first + 1, ...
-    An epoch cuts the ring of tokens into blocks from an offset of its own and takes each block
-    once: the batch depends on the seed and on first alone."""
-    n_blocks = len(tokens) // block_size
-    starts = []
+def get_batch(tokens, first):  # -> ids (batch_size, block_size + 1)
+    """Return the run's sequences number first, first + 1, ... An epoch cuts the ring of tokens into
+    blocks from an offset of its own and takes each once: the batch depends on seed and first."""
+    n_blocks, starts = len(tokens) // block_size, []
     for sequence in range(first, first + batch_size):
         epoch, k = divmod(sequence, n_blocks)
         start = hashed(seed, epoch) + shuffled(k, n_blocks, seed, epoch) * block_size
         starts.append(start % len(tokens))
-    return blocks(tokens, starts, vocab_size)
+    places = np.add.outer(starts, np.arange(block_size + 1)) % len(tokens)
+    return torch.from_numpy(tokens[places].astype(np.int64))
 
 
 def whole(tensor):  # the tensor, or all of it where each of FSDP's processes has a share
@@ -167,10 +142,9 @@ def whole(tensor):  # the tensor, or all of it where each of FSDP's processes ha
 
 
 def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
-    """Replace the singular values of each matrix by about 1.
-    Five steps of a Newton-Schulz iteration with a quintic polynomial whose coefficients make
-    small singular values grow fastest (Jordan et al. 2024, "Muon: An optimizer for hidden layers
-    in neural networks"). It needs matrix products only, of all matrices of a shape at once."""
+    """Bring the singular values of each matrix to about 1, all matrices of a shape at once: five
+    steps of a Newton-Schulz iteration whose coefficients make small ones grow fastest (Jordan et
+    al. 2024, "Muon: An optimizer for hidden layers in neural networks")."""
     if x.size(1) > x.size(2):
         return orthogonalized(x.mT).mT  # the products are smaller on this side
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -184,9 +158,6 @@ def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalized, so that no few directions of a matrix dominate it.
     c_attn is three matrices in one (of queries, keys and values) and is treated as three."""
-
-    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -209,16 +180,14 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
-def make_optimizers(model):
+def make_optimizers(model):  # (their learning rates are set before each update)
     """Return AdamW and, where that is the setting, Muon for the matrices inside the blocks."""
     matrices, embeddings, vectors = model.parameter_groups()
+    muon = [Muon(matrices, dict(lr=0.0, momentum=0.95, weight_decay=weight_decay))]
     groups = [dict(params=embeddings + vectors)]
-    muon = [Muon(matrices, muon_learning_rate, weight_decay=weight_decay)]
     if optimizer == "adamw":
-        groups = [dict(params=matrices + embeddings, weight_decay=weight_decay),
-                  dict(params=vectors)]
-        muon = []
-    # The learning rates are set before each update.
+        decayed = dict(params=matrices + embeddings, weight_decay=weight_decay)
+        muon, groups = [], [decayed, dict(params=vectors)]
     return [torch.optim.AdamW(groups, betas=(beta1, beta2), weight_decay=0.0, fused=True), *muon]
 
 
@@ -250,34 +219,25 @@ def distributed(model, device):
     return torch.nn.parallel.DistributedDataParallel(model) if dist.is_initialized() else model
 
 
-def check_finite(step, *numbers):
-    """Raise ValueError if a number of iteration step is none, before a snapshot holds its like."""
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"iteration {step}: the loss, its gradient or a weight is not a number any"
-                         " more: lower learning_rate or muon_learning_rate; the snapshots are kept")
-
-
 def write_log(rows):
     """Write log.csv and draw loss.svg: the training loss of each row, and the validation loss."""
     with whole_file(Path(out_dir, "log.csv"), "w") as file:
         file.writelines(",".join(map(str, row)) + "\n" for row in [LOG_COLUMNS, *rows])
     losses = [float(loss) for row in rows for loss in row[5:7] if loss] or [0]
     last, low, high = int(rows[-1][0]) if rows else 1, min(losses), max(losses) + 0.01
-    text = '<text x="{:.0f}" y="{:.0f}" fill="{}">{}</text>'.format
+    x = lambda step: round(60 + 720 * int(step) / last, 1)  # the axes go from 60 to 780 ...
+    y = lambda loss: round(430 - 390 * (float(loss) - low) / (high - low), 1)  # ... and 430 to 40
     svg = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 480" font-family="sans-serif">'
-           '<rect width="800" height="480" fill="white"/>', text(390, 475, "black", "iteration"),
-           text(60, 25, "black", "loss (nats per token)")]
-    for share in (0, 0.2, 0.4, 0.6, 0.8, 1):  # the axes go from 60 to 780 and from 430 up to 40
-        x, y = 60 + 720 * share, 430 - 390 * share
-        svg += [f'<path d="M60 {y:.0f}H780M{x:.0f} 430V40" stroke="#ddd"/>',
-                text(x - 10, 450, "gray", round(last * share)),
-                text(10, y + 5, "gray", f"{low + (high - low) * share:.2f}")]
+           '<rect width="800" height="480" fill="white"/><text x="390" y="475">iteration</text>'
+           '<text x="60" y="25">loss (nats per token)</text>']
+    for part in (0, 0.2, 0.4, 0.6, 0.8, 1):
+        svg.append(f'<path d="M60 {430 - 390 * part}h720M{60 + 720 * part} 40v390" stroke="#ddd"/>'
+                   f'<text x="{50 + 720 * part}" y="450">{last * part:.0f}</text>'
+                   f'<text x="10" y="{435 - 390 * part}">{low + (high - low) * part:.2f}</text>')
     for column, color in ((5, "steelblue"), (6, "crimson")):
-        points = [f"{60 + 720 * int(row[0]) / last:.1f},"
-                  f"{430 - 390 * (float(row[column]) - low) / (high - low):.1f}"
-                  for row in rows if row[column]]
-        svg += [f'<polyline points="{" ".join(points)}" fill="none" stroke="{color}"/>',
-                text(690, 20 * column - 40, color, LOG_COLUMNS[column])]
+        points = " ".join(f"{x(row[0])},{y(row[column])}" for row in rows if row[column])
+        svg.append(f'<polyline points="{points}" fill="none" stroke="{color}"/>'
+                   f'<text x="690" y="{20 * column}" fill="{color}">{LOG_COLUMNS[column]}</text>')
     with whole_file(Path(out_dir, "loss.svg"), "w") as file:
         file.write("\n".join([*svg, "</svg>"]))
 
@@ -286,15 +246,14 @@ def write_log(rows):
 def print_samples(model, encoding, tokens, device, count):
     """Print continuations of sample_prompt, and what the model expects along a validation text."""
     prompt = encoding.encode_ordinary(sample_prompt) or [encoding.eot_token]
-    generator = torch.Generator(device).manual_seed(seed)
     prompts = torch.tensor([prompt] * count, device=device)
+    generator = torch.Generator(device).manual_seed(seed)
     for row in model.generate(prompts, max_length, generator=generator).tolist():
         print("  sample    |" + encoding.decode(row).replace("\n", "\n            |"))
     text = torch.tensor(tokens[:min(max_length, block_size)].tolist(), device=device)[None]
     if text.numel():
-        expected = model(text, text)[0].argmax(-1)[0].tolist()
         print(f"  text      |{encoding.decode(text[0].tolist())!r}")
-        print(f"  predicted |{encoding.decode(expected)!r}")
+        print(f"  predicted |{encoding.decode(model(text, text)[0].argmax(-1)[0].tolist())!r}")
 
 
 def main(arguments=None):
@@ -304,7 +263,6 @@ def main(arguments=None):
     config.one_of(settings, "lr_schedule", "linear", "cosine", "step", "constant")
     config.one_of(settings, "target_split", "train", "val")
     config.one_of(settings, "size", "", *SIZES)
-    config.one_of(settings, "init_from", "auto", "scratch", "resume")
     config.one_of(settings, "parallel", "ddp", "fsdp")
     config.at_least(settings, 1, "batch_size gradient_accumulation_steps snapshot_interval "
                     "keep_snapshots log_interval eval_interval lr_step_iters block_size")
@@ -314,23 +272,23 @@ def main(arguments=None):
     on_gpu = target_device.type == "cuda"
     rank, n_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if "RANK" in os.environ:  # torchrun started this process, and others
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if on_gpu else -1)  # (-1: none)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
         atexit.register(dist.destroy_process_group)  # left to Python's end, it can abort that
-    if rank:
-        sys.stdout = open(os.devnull, "w")  # the first process speaks for all
+        sys.stdout = open(os.devnull, "w") if rank else sys.stdout  # the first speaks for all
     if gradient_accumulation_steps % n_processes:
         config.usage(f"gradient_accumulation_steps={gradient_accumulation_steps} can't be divided "
                      f"among {n_processes} processes: make it a multiple")
     meta, data = load_data(data_dir)
-    encoding = load_tokenizer(meta["tokenizer"]) if meta["tokenizer"] else None
+    encoding = load_tokenizer(meta["tokenizer"])
 
     # What out_dir holds decides how the run begins.
     out, path, snapshot = Path(out_dir), None, None
     snapshots = lambda: sorted(out.glob("snapshots/snapshot_step_*.pt"), reverse=True,
                                key=lambda path: (len(path.name), path.name))  # the newest first
-    for path in snapshots() if init_from != "scratch" else []:
+    pretrained = init_from not in ("auto", "scratch", "resume")  # it names weights to begin from
+    anew = init_from not in ("auto", "resume") and (overwrite or eval_only)
+    for path in [] if anew or init_from == "scratch" else snapshots():
         try:
             snapshot = read_snapshot(path)
             break
@@ -338,100 +296,108 @@ def main(arguments=None):
             print(f"skipped: {error}", file=sys.stderr)
     old = [file for name in ("best.pt", "final_model.pt", "log.csv", "loss.svg")
            for file in out.glob(name)] + snapshots()
-    fresh = not old or (init_from == "scratch" and (overwrite or eval_only))
     instead = ": choose another --out_dir, or start over with --init_from=scratch --overwrite"
-    if not snapshot and (init_from == "resume" or not fresh):
+    if not (snapshot or anew) and (old or init_from == "resume"):
         raise ValueError(f"init_from={init_from!r} can't be done in {out_dir}, which holds "
                          + (old[0].name + instead if old else "no snapshot"))
 
-    # The model is new or the snapshot's, which has to fit the settings.
+    # The model is the snapshot's, which has to fit the settings, or a pretrained one, or new.
     torch.manual_seed(seed)
-    shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, **SIZES.get(size, {}),
-             "block_size": block_size, "vocab_size": meta["vocab_size"], "bias": bias}
-    model = GPT(GPTConfig(**shape, dropout=dropout)).eval()
-    run = {"format_version": 2, "model_config": vars(model.config), "settings": settings,
-           "tokenizer": meta["tokenizer"], "data": meta["splits"]["train"]["fingerprint"]}
-
-    def identity(of):  # what a run can't change when it goes on; dropout it can
-        return {**of["model_config"], "dropout": None, "data": of["data"],
-                "optimizer": of["settings"].get("optimizer"), "tokenizer": hashed(of["tokenizer"])}
-    here, there = identity(run), identity(snapshot or run)
-    for name in here:
-        if there.get(name) != here[name]:
-            raise ValueError(f"{path} is of another run ({name}={there.get(name)}, not "
-                             f"{here[name]}){instead}")
-    forward = distributed(model, target_device)
+    if snapshot:
+        settings["init_from"] = init_from if pretrained else snapshot["settings"].get("init_from")
+        here = {**settings, "data": meta["splits"]["train"]["fingerprint"]}
+        there = {**snapshot["settings"], "data": snapshot["data"]}
+        for name in "data init_from optimizer size n_layer n_head n_embd block_size bias".split():
+            if here[name] != there.get(name):
+                raise ValueError(f"{path} is of another run ({name}={there.get(name)}, not "
+                                 f"{here[name]}){instead}")
+        model = GPT(GPTConfig(**{**snapshot["model_config"], "dropout": dropout}))
+        model.load_state_dict(snapshot["model_state_dict"])
+    elif pretrained:
+        model = GPT.from_pretrained(init_from, dropout)
+        model.crop_block_size(block_size)
+        if model.config.vocab_size != meta["vocab_size"]:
+            raise ValueError(f"{data_dir} has a vocabulary of {meta['vocab_size']}, {init_from} of "
+                             f"{model.config.vocab_size}: see prepare.py's --tokenizer=gpt2")
+    else:
+        shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, **SIZES.get(size, {}),
+                 "block_size": block_size, "vocab_size": meta["vocab_size"], "bias": bias}
+        model = GPT(GPTConfig(**shape, dropout=dropout))
+    forward = distributed(model.eval(), target_device)
+    forward = torch.compile(forward) if compiled else forward
     optimizers = make_optimizers(model)
     scaler = torch.amp.GradScaler(target_device.type, enabled=matrix_dtype == torch.float16)
+    autocast = torch.autocast(target_device.type, matrix_dtype, matrix_dtype != torch.float32)
     from torch.distributed.checkpoint import state_dict as dcp  # late: importing it takes a while
     full = dcp.StateDictOptions(full_state_dict=True)
     on_cpu = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
-    step, loss, best_val_loss = 0, math.nan, math.inf
+    step, loss, best = 0, math.nan, math.inf
     if snapshot:
-        step, loss, best_val_loss = (snapshot[key] for key in ("step", "loss", "best_val_loss"))
-        dcp.set_model_state_dict(model, snapshot["model_state_dict"], options=full)
+        step, loss, best = (snapshot[key] for key in ("step", "loss", "best_val_loss"))
         for opt, state in zip(optimizers, snapshot["optimizer_state_dict"]):
             dcp.set_optimizer_state_dict(model, opt, state, options=full)
         scaler.load_state_dict(snapshot["scaler_state_dict"] or scaler.state_dict())
         print(f"going on from {path}")
-    forward = torch.compile(forward) if compiled else forward
-    autocast = torch.autocast(target_device.type, matrix_dtype, matrix_dtype != torch.float32)
     tokens = batch_size * gradient_accumulation_steps * block_size  # in one iteration
     tokens_per_epoch = len(data["train"]) // block_size * block_size
     last = math.ceil(max_epochs * tokens_per_epoch / tokens) if max_epochs else max_iters
-    reached = lambda: (best_val_loss if target_split == "val" else loss) <= target_loss
+    finished = lambda: step >= last or (best if target_split == "val" else loss) <= target_loss
+    due = lambda *intervals: finished() or not all(step % interval for interval in intervals)
+    report = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format
     print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {last} "
           f"iterations of {tokens:,}, {target_device.type}, {str(matrix_dtype)[6:]}, {optimizer}")
 
-    def loss_of(ids):  # (B, block_size + 1) -> mean loss, each token predicted from those before it
+    def loss_of(ids):  # (B, T + 1) -> mean loss, each token predicted from those before it
+        if ids.max() >= model.config.vocab_size:
+            raise ValueError(f"{data_dir} holds the token id {ids.max()}, but its vocabulary has "
+                             f"{meta['vocab_size']} tokens: python prepare.py makes it anew")
         ids = (ids.pin_memory() if on_gpu else ids).to(target_device, non_blocking=True)
         with autocast:
             return forward(ids[:, :-1].clamp(min=0), ids[:, 1:], return_logits=False)[1]
 
     @torch.no_grad()
     def losses_on(split):  # -> (nats per token, perplexity, bits per byte)
-        tokens = data[split]
+        tokens, nats, count = data[split], 0.0, 0
         starts = np.arange(0, len(tokens) - 1, block_size)
         few = min(len(starts), eval_iters * batch_size or len(starts))
         starts = starts[np.arange(few) * len(starts) // few]
-        batches = np.split(starts, range(batch_size, len(starts), batch_size))
-        # FSDP needs all processes each time: a batch of the last token alone counts for nothing.
-        batches += [np.array([len(tokens) - 1])] * (-len(batches) % n_processes)
-        nats = count = 0
-        for batch in batches[rank::n_processes]:
-            ids = blocks(tokens, batch, meta["vocab_size"])
-            ids[np.add.outer(batch, np.arange(block_size + 1)) >= len(tokens)] = -1
-            counted, mean = (ids[:, 1:] != -1).sum().item(), loss_of(ids).item()
-            nats += mean * counted if counted else 0
+        batches = np.split(starts, range(batch_size, few, batch_size))
+        # FSDP needs all processes each time: those left over have a batch that doesn't count.
+        for i in range(rank, len(batches) + rank, n_processes):
+            rows = [torch.tensor(tokens[start:start + block_size + 1].astype(np.int64))
+                    for start in batches[i % len(batches)]]
+            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+            counted = (ids[:, 1:] != -1).sum().item() if i < len(batches) else 0
+            nats += loss_of(ids).item() * counted
             count += counted
         nats, count = sum_over_processes(nats, count)
         bits = nats / math.log(2) * len(tokens) / meta["splits"][split].get("bytes", math.nan)
         return nats / count, math.exp(min(nats / count, 700)), bits / count
 
     def save(name):  # one file that alone is enough to go on or to generate text
-        check_finite(step, whole(torch.nn.utils.get_total_norm(model.parameters())).item())
         weights = dcp.get_model_state_dict(model, options=on_cpu)
         states = [dcp.get_optimizer_state_dict(model, opt, options=on_cpu) for opt in optimizers
                   if opt.state]  # (asked for it, one without a state takes a step of nothing)
         if rank == 0:
             weights["lm_head.weight"] = weights["transformer.wte.weight"]  # the same, written once
             with whole_file(out / name) as file:
-                torch.save({"step": step, "loss": loss, "best_val_loss": best_val_loss,
-                            "model_state_dict": weights, "optimizer_state_dict": states,
-                            "scaler_state_dict": scaler.state_dict(), **run}, file)
+                torch.save(dict(
+                    format_version=2, settings=settings, model_config=vars(model.config),
+                    tokenizer=meta["tokenizer"], data=meta["splits"]["train"]["fingerprint"],
+                    step=step, loss=loss, best_val_loss=best, model_state_dict=weights,
+                    optimizer_state_dict=states, scaler_state_dict=scaler.state_dict()), file)
         sum_over_processes(0)  # the others wait until it is written
 
-    report = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format
     if eval_only:
         print(report("validation", *losses_on("val")))
-        return 0
-    if snapshot and (step >= last or reached()) and (out / "final_model.pt").exists():
+        return
+    if snapshot and finished() and (out / "final_model.pt").exists():
         print(f"nothing left to do: {out_dir}/final_model.pt is the end of this run")
-        return 0
+        return
     if sum_over_processes(step) != [step * n_processes]:
         raise ValueError(f"out_dir={out_dir} has to be a folder that all processes share")
     rows = [line.split(",") for log in out.glob("log.csv")
-            for line in log.read_text("utf-8").splitlines()[1:] if int(line.split(",")[0]) < step]
+            for line in log.read_text("utf-8").splitlines()[1:] if int(line.split(",")[0]) <= step]
     if rank == 0:
         (out / "snapshots").mkdir(parents=True, exist_ok=True)
         # A kill cut the writing of .tmp off; and skipped snapshots mustn't displace the valid ones.
@@ -443,11 +409,9 @@ def main(arguments=None):
         save("snapshots/snapshot_step_0.pt")  # (before log.csv, which alone would be no run)
     if rank == 0:
         write_log(rows)
-    first_step, finished, stop, total, skipped = step, False, 0, None, 0
     started -= float(rows[-1][3]) if rows else 0.0  # the time it has taken so far counts, too
-    shown, shown_step = time.time(), step
+    shown, shown_step, stop, skipped = time.time(), step, 0, 0
     clear = "\r\033[K" if sys.stdout.isatty() else ""  # a line on a terminal replaces the progress
-    due = lambda *intervals: finished or not all(step % interval for interval in intervals)
     signals = []  # Ctrl-C and SIGTERM are noted, and heeded after the iteration
 
     def note(number, frame):
@@ -455,64 +419,16 @@ def main(arguments=None):
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
     signal.signal(signal.SIGINT, note)
     signal.signal(signal.SIGTERM, note)
-    while True:
-        # Before an iteration, what is due after the one before: log, evaluation, snapshot.
-        # A GPU runs ahead of this script, and to read a number is to wait for it: only when due.
-        finished, epoch = step >= last, step * tokens / tokens_per_epoch
-        if step > first_step and (not on_gpu or target_loss or (signals and n_processes == 1)
-                                  or due(log_interval, eval_interval, snapshot_interval)):
-            loss, stop = sum_over_processes(total.item(), sum(signals))
-            loss, skipped = loss / n_processes, int(skipped)
-            check_finite(step, loss, math.nan if skipped and not scaler.is_enabled() else 0)
-        finished |= reached()
-        eval_due = len(data["val"]) > 1 and due(eval_interval)
-        if clear and step > shown_step and time.time() - shown > 0.2:
-            speed = (step - shown_step) * tokens / (time.time() - shown)
-            print(f"{clear}{step}/{last} | loss {loss:.4f} | {speed:,.0f} tokens/s | "
-                  f"{speed * model.flops_per_token() / 1e9:,.0f} GFLOP/s | "
-                  f"{(last - step) * tokens / speed:.0f} s left", end="", flush=True)
-            shown, shown_step = time.time(), step
-        if step and (eval_due or due(log_interval)):
-            row = [step, f"{epoch:.4f}", step * tokens, f"{time.time() - started:.2f}",
-                   f"{learning_rate * lr_factor(step - 1, last):.6g}", f"{loss:.6f}", "", "", ""]
-            line = f"{clear}iteration {step}/{last}: {row[3]} s, loss {loss:.4f}"
-            line += f", {skipped} steps skipped" if skipped else ""
-            if eval_due:
-                val_loss, perplexity, bits = losses_on("val")
-                row[6:] = [f"{val_loss:.6f}", f"{perplexity:.4f}", f"{bits:.6f}"]
-                line += f", val loss {val_loss:.4f}, {bits:.4f} bits per byte"
-                if val_loss < best_val_loss:
-                    best_val_loss = val_loss
-                    save("best.pt")
-                finished |= reached()
-            print(line, flush=True)
-            rows.append(row)
-            if rank == 0:
-                write_log(rows)
-            if eval_due and encoding and sample_interval and step % sample_interval == 0:
-                print_samples(model, encoding, data["val"], target_device, 1)
-        if stop or finished or (step > first_step and due(snapshot_interval)):
-            save(f"snapshots/snapshot_step_{step}.pt")
-            for file in [] if rank else snapshots()[keep_snapshots:]:
-                file.unlink()
-        if finished:
-            break
-        if stop:
-            print(f"{clear}stopped after iteration {step}: the same command goes on from here")
-            return 128 + max(signals, default=signal.SIGTERM)
-
+    while not finished():
         # One iteration: forward and backward in micro-batches, then the update.
         torch.manual_seed(hashed(seed, step, rank) >> 1)  # of dropout
         model.train()
         total = 0.0
-        for micro_step in range(rank, gradient_accumulation_steps, n_processes):
-            # DDP averages gradients once, after the last micro-batch. (FSDP does it after each,
-            # since no process has room for all gradients.)
-            last_one = micro_step + n_processes >= gradient_accumulation_steps
-            forward.require_backward_grad_sync = last_one
-            first = (step * gradient_accumulation_steps + micro_step) * batch_size
-            micro_loss = loss_of(get_batch(data["train"], first, meta["vocab_size"]))
-            micro_loss = micro_loss * (n_processes / gradient_accumulation_steps)
+        for i in range(rank, gradient_accumulation_steps, n_processes):
+            # DDP averages gradients once, after the last one; FSDP has no room to wait.
+            forward.require_backward_grad_sync = i + n_processes >= gradient_accumulation_steps
+            ids = get_batch(data["train"], (step * gradient_accumulation_steps + i) * batch_size)
+            micro_loss = loss_of(ids) * (n_processes / gradient_accumulation_steps)
             scaler.scale(micro_loss).backward()
             total += micro_loss.detach()
         model.eval()
@@ -521,24 +437,63 @@ def main(arguments=None):
             for group in opt.param_groups:
                 group["lr"] = highest * lr_factor(step, last)
         norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf))
-        # float16: the scaler skips a step that overflows, and goes lower; all optimizers have to.
         skipped = skipped + ~torch.isfinite(total + norm)
         for opt in optimizers:
-            if not scaler.is_enabled() or norm.isfinite():
+            if not scaler.is_enabled() or norm.isfinite():  # float16 can overflow: skip all, then
                 with autocast:  # for Muon's matrix products
                     scaler.step(opt)
             opt.zero_grad(set_to_none=True)
         scaler.update()
         step += 1
+        # What is due. A GPU runs ahead of this script, and to read a number is to wait for it.
+        if (not on_gpu or target_loss or (signals and n_processes == 1)
+                or due(log_interval, eval_interval, snapshot_interval)):
+            loss, stop = sum_over_processes(total.item() / n_processes, sum(signals))
+            sound = math.nan if skipped and not scaler.is_enabled() else loss
+            if stop or due(eval_interval, snapshot_interval):  # then the weights are saved
+                sound += whole(torch.nn.utils.get_total_norm(model.parameters())).item()
+            if not math.isfinite(sound):
+                raise ValueError(f"iteration {step}: a loss, gradient or weight is no number: "
+                                 "lower learning_rate or muon_learning_rate; snapshots are kept")
+        if clear and time.time() - shown > 0.2:
+            speed = (step - shown_step) * tokens / (time.time() - shown)
+            print(f"{clear}{step}/{last} | loss {loss:.4f} | {speed:,.0f} tokens/s | "
+                  f"{speed * model.flops_per_token() / 1e9:,.0f} GFLOP/s | "
+                  f"{(last - step) * tokens / speed:.0f} s left", end="", flush=True)
+            shown, shown_step = time.time(), step
+        eval_due = len(data["val"]) > 1 and due(eval_interval)
+        if eval_due or due(log_interval):
+            row = [step, step * tokens / tokens_per_epoch, step * tokens, time.time() - started,
+                   learning_rate * lr_factor(step - 1, last), loss, "", "", ""]
+            line = f"{clear}iteration {step}/{last}: {row[3]:.2f} s, loss {loss:.4f}"
+            line += f", {skipped} steps skipped" if skipped else ""
+            if eval_due:
+                row[6:] = losses_on("val")
+                line += f", val loss {row[6]:.4f}, {row[8]:.4f} bits per byte"
+                if row[6] < best:
+                    best = row[6]
+                    save("best.pt")
+            print(line, flush=True)
+            rows.append([f"{x:.8g}" if isinstance(x, float) else x for x in row])
+            if rank == 0:
+                write_log(rows)
+            if eval_due and sample_interval and step % sample_interval == 0:
+                print_samples(model, encoding, data["val"], target_device, 1)
+        if stop or due(snapshot_interval):
+            save(f"snapshots/snapshot_step_{step}.pt")
+            for file in [] if rank else snapshots()[keep_snapshots:]:
+                file.unlink()
+        if stop and not finished():
+            print(f"{clear}stopped after iteration {step}: the same command goes on from here")
+            return 128 + max(signals, default=signal.SIGTERM)
 
     save("final_model.pt")
-    if encoding and num_return_sequences:
+    if num_return_sequences:
         print_samples(model, encoding, data["val"], target_device, num_return_sequences)
     if len(data["test"]) > 1:
-        best = out / ("best.pt" if best_val_loss < math.inf else "final_model.pt")
-        dcp.set_model_state_dict(model, read_snapshot(best)["model_state_dict"], options=full)
-        print(report(f"test with {best}", *losses_on("test")))
-    return 0
+        path = out / ("best.pt" if best < math.inf else "final_model.pt")
+        dcp.set_model_state_dict(model, read_snapshot(path)["model_state_dict"], options=full)
+        print(report(f"test with {path}", *losses_on("test")))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_an_epoch_shows_every_token_once(monkeypatch):
     tokens = np.arange(1000, dtype=np.uint16)
     orders = []
     for epoch in range(3):
-        blocks = [train.get_batch(tokens, epoch * 62 + k, 1000)[0].tolist() for k in range(62)]
+        blocks = [train.get_batch(tokens, epoch * 62 + k)[0].tolist() for k in range(62)]
         seen = [token for block in blocks for token in block[:-1]]
         assert len(set(seen)) == len(seen) == 62 * 16
         assert all(b == (a + 1) % 1000 for block in blocks for a, b in zip(block, block[1:]))
@@ -76,9 +76,9 @@ def test_a_batch_depends_on_its_place_in_the_run_alone(monkeypatch):
     monkeypatch.setattr(train, "block_size", 8)
     tokens = np.arange(500, dtype=np.uint16)
     monkeypatch.setattr(train, "batch_size", 6)
-    six = train.get_batch(tokens, 60, 500)
+    six = train.get_batch(tokens, 60)
     monkeypatch.setattr(train, "batch_size", 2)
-    assert torch.equal(six, torch.cat([train.get_batch(tokens, first, 500)
+    assert torch.equal(six, torch.cat([train.get_batch(tokens, first)
                                        for first in (60, 62, 64)]))
 
 
@@ -267,7 +267,7 @@ def test_batched_muon_equals_one_matrix_at_a_time():
     parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     before = [p.detach().clone() for p in parameters]
     grads = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
-    muon = train.Muon(parameters, lr=0.1, weight_decay=0.2)
+    muon = train.Muon(parameters, dict(lr=0.1, momentum=0.95, weight_decay=0.2))
     for step in grads:
         for parameter, grad in zip(parameters, step):
             parameter.grad = grad.clone()
