@@ -40,6 +40,9 @@ END_OF_TEXT = "<|endoftext|>"
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new attempt at a download
+HINTS = {401: "not allowed (401): set HF_TOKEN to a token that has access",
+         403: "not allowed (403): set HF_TOKEN to a token that has access",
+         404: "there is no such file (404): check the name"}
 TIMEOUT = 30  # seconds without a byte after which a connection counts as broken
 
 
@@ -89,20 +92,20 @@ def download(url, path, headers=None):
                         print(f"{part.stem}: {size / 1e6:.1f} of {total / 1e6:.1f} MB, "
                               f"{speed / 1e6:.1f} MB/s", end="  \r", file=sys.stderr, flush=True)
             if size < total:
-                raise requests.ConnectionError(f"{size:,} of {total:,} bytes came")
+                raise ConnectionError(f"{size:,} of {total:,} bytes came")
             linked = [each.headers.get("X-Linked-Etag") for each in (*response.history, response)]
             promised = re.search("[0-9a-f]{64}", str(linked))
             with open(part, "rb") as file:
                 os.fsync(file.fileno())
                 if promised and hashlib.file_digest(file, "sha256").hexdigest() != promised[0]:
                     part.unlink()
-                    raise requests.ConnectionError("what came hasn't the sha256 of X-Linked-Etag")
+                    raise ConnectionError("what came hasn't the sha256 of X-Linked-Etag")
             return os.replace(part, path)
-        except requests.RequestException as error:
-            status = getattr(error.response, "status_code", 0)
-            message = f"{url}: " + (f"status {status}" if status else f"{error!s:.150}")
-            if status in (401, 403):
-                message += ": set HF_TOKEN to a token that has access"
+        except (requests.RequestException, ConnectionError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", 0)
+            reason = error if type(error) is ConnectionError else type(error).__name__
+            message = f"{url}: " + (HINTS.get(status, f"status {status}") if status
+                                    else f"no connection ({reason})")
             if delay is None or 400 <= status < 500 and status != 416:
                 raise (FileNotFoundError if status == 404 else OSError)(message) from error
             print(f"{message}; trying again in {delay} s", file=sys.stderr)
