@@ -14,6 +14,7 @@ import os
 import re
 import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +25,8 @@ import torch.nn.functional as F
 
 from prepare import END_OF_TEXT, download, gpt2_tokenizer, whole_file
 
-# Shapes by name: GPT-2's four as OpenAI published them; GPT-3's eight from Table 2.1 of Brown et
-# al. 2020, but for two rows whose heads don't fit their width: 16 heads for 1.3B's 24, which make
-# the table's 128 a head, and a width of 5120 for 13B's 5140.
+# Shapes by name: GPT-2's four as published; GPT-3's eight from Table 2.1 of Brown et al. 2020, but
+# for two rows whose heads don't fit their width: 1.3B gets 16 for 24, and 13B 5120 for 5140.
 SIZES = {
     "gpt2": dict(n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium": dict(n_layer=24, n_head=16, n_embd=1024),
@@ -304,12 +304,11 @@ class GPT(nn.Module):
         matrices in the order in which oneDNN's kernels for few rows read them, which takes half
         the time of nn.Linear's. From then on the model can't be trained."""
         weight = self.lm_head.weight
-        known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16
-                                                  and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        for layer in self.modules():
-            if (isinstance(layer, nn.Linear) and layer.weight.numel() >= 1 << 19  # 2 MB: too large
-                    # to stay in the cache of a core, where nn.Linear is as fast
-                    and known and weight.is_cpu and torch.backends.mkldnn.is_available()):
+        known = weight.is_cpu and torch.backends.mkldnn.is_available() and (
+            weight.dtype == torch.float32 or weight.dtype == torch.bfloat16
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        for layer in self.modules():  # below 2 MB nn.Linear is as fast, from a core's cache
+            if isinstance(layer, nn.Linear) and layer.weight.numel() >= 1 << 19 and known:
                 copy = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
                 layer.forward = lambda x, copy=copy, bias=layer.bias: (
                     torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], ""))
@@ -405,20 +404,20 @@ class GPT(nn.Module):
             config = GPTConfig(about.get("n_positions", about.get("n_ctx")),
                                about.get("vocab_size", about.get("n_vocab")),
                                about["n_layer"], about["n_head"], about["n_embd"], dropout)
-            weights = {}
+            weights, state = {}, {}
             for path in weight_files(folder):
                 weights |= READERS[path.suffix](path)
             if config.n_layer > len(weights):
                 raise ValueError(f"n_layer={config.n_layer}, but it has {len(weights)} tensors")
             prefix = "transformer." * ("wte.weight" in weights)  # left out in old files
-            state = {}
             for key in sorted(weights, key=lambda key: -weights[key].numel()):  # wte while it's less
                 key, tensor = prefix + key, weights.pop(key)
-                if not key.endswith((".attn.bias", ".attn.masked_bias")):  # masks, not weights
-                    tensor = tensor.t() if ".h." in key and tensor.dim() == 2 else tensor
-                    if not tensor.is_floating_point():
-                        raise ValueError(f"{key} is of {tensor.dtype}")
-                    state[key] = torch.empty(tensor.shape).copy_(tensor)
+                if key.endswith((".attn.bias", ".attn.masked_bias")):  # masks, not weights
+                    continue
+                if not tensor.is_floating_point():
+                    raise ValueError(f"{key} is of {tensor.dtype}")
+                tensor = tensor.t() if ".h." in key and tensor.dim() == 2 else tensor
+                state[key] = torch.empty(tensor.shape).copy_(tensor)
             head = state.pop(f"{prefix}lm_head.weight", state["transformer.wte.weight"])
             if not head.equal(state["transformer.wte.weight"]):
                 raise ValueError("lm_head.weight isn't wte.weight over again, as in GPT-2")
@@ -511,9 +510,9 @@ def read_tokenizer(path, vocab_size):  # -> as prepare.py describes one, None if
     ids = found["model"]["vocab"] | {end["content"]: end["id"] for end in found["added_tokens"]}
     *tokens, last = sorted(ids, key=ids.get)
     tokens = [token.translate({sign: byte for byte, sign in VISIBLE.items()}) for token in tokens]
-    kind = found["model"]["type"], found["pre_tokenizer"]["type"]
-    if (kind != ("BPE", "ByteLevel") or found["pre_tokenizer"]["add_prefix_space"]
-            or last != END_OF_TEXT or sorted(ids.values()) != [*range(vocab_size)]
+    before = found["pre_tokenizer"]
+    kind = found["model"]["type"], before["type"], before["add_prefix_space"], last
+    if (kind != ("BPE", "ByteLevel", False, END_OF_TEXT) or {*range(vocab_size)} != {*ids.values()}
             or not {*"".join(tokens)} == {*map(chr, range(256))} <= {*tokens}):
         raise ValueError(f"tokenizer.json isn't a BPE as GPT-2's, with {vocab_size} tokens")
     return {"name": "bpe", "tokens": tokens}
@@ -529,26 +528,25 @@ def hub_folder(name):
     branch = cache / "refs" / (revision or "main")
     revision = branch.read_text().strip() if branch.exists() else revision or "main"
     folder = cache / "snapshots" / revision
+    if all(path.exists() for path in weight_files(folder)):
+        return folder
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise OSError(f"{folder} doesn't hold it, and HF_HUB_OFFLINE is set")
     hub, token = os.environ.get("HF_ENDPOINT", "https://huggingface.co"), os.environ.get("HF_TOKEN")
 
-    def get(file, needed=False):  # -> whether it's there now
-        try:
-            if not (folder / file).exists():
-                download(f"{hub}/{model}/resolve/{revision}/{file}", folder / file,
-                         {"Authorization": f"Bearer {token}"} if token else None)
-            return True
-        except FileNotFoundError:  # the hub has no such file
-            if needed:
-                raise
-            return False
+    def get(file):
+        if not (folder / file).exists():
+            download(f"{hub}/{model}/resolve/{revision}/{file}", folder / file,
+                     {"Authorization": f"Bearer {token}"} if token else None)
 
-    if not all(path.exists() for path in weight_files(folder)):
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise OSError(f"{folder} doesn't hold it, and HF_HUB_OFFLINE is set")
-        get("config.json", needed=True)
-        get("tokenizer.json")
-        any(get(file) for file in WEIGHT_FILES[:3])
-        all(get(path.name, needed=True) for path in weight_files(folder))
+    get("config.json")
+    for file in ("tokenizer.json", *WEIGHT_FILES[:3]):
+        with suppress(FileNotFoundError):  # the hub hasn't all of these
+            get(file)
+            if file in WEIGHT_FILES:
+                break
+    for path in weight_files(folder):
+        get(path.name)
     return folder
 
 
@@ -647,17 +645,15 @@ def read_tensorflow(path):
             if (entry[1] != [1] or entry[5] != [tensor.nbytes] or tensor.nbytes <= 1 << 20
                     and entry[6] != [checksum(tensor.numpy().tobytes())]):
                 raise ValueError(f"{name} is damaged, or not float32")
-            for old, new in (("^model/h", "h."), ("^model/", ""), ("/", "."),
-                             ("w[tp]e$", r"\g<0>.w"), (r"\.[wg]$", ".weight"), (r"\.b$", ".bias")):
-                name = re.sub(old, new, name)
-            weights[name] = tensor
+            name = re.sub("^h", "h.", name.removeprefix("model/").replace("/", "."))
+            name = re.sub(r"\.[wg]$|(?<=^w[tp]e)$", ".weight", name)
+            weights[re.sub(r"\.b$", ".bias", name)] = tensor
     return weights
 
 
+SNAPSHOT = dict(step=int, loss=float, best_val_loss=float, settings=dict, tokenizer=dict, data=str,
+                optimizer_state_dict=list, scaler_state_dict=dict)
 READERS = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
-SNAPSHOT = dict(model_state_dict=dict, optimizer_state_dict=list, step=int, loss=float,
-                best_val_loss=float, model_config=dict, settings=dict, data=str,
-                tokenizer=(dict, type(None)), scaler_state_dict=dict, format_version=int)
 
 
 def read_snapshot(path):
@@ -665,15 +661,12 @@ def read_snapshot(path):
     Raises ValueError with the reason if the file is not a whole snapshot of this format."""
     try:
         snapshot = torch_load(path)
+        if snapshot.get("format_version") != 2:
+            raise ValueError("it is no snapshot of this version of train.py (format_version 2)")
         if not all(isinstance(snapshot[key], kind) for key, kind in SNAPSHOT.items()):
-            raise ValueError("it is not a snapshot of train.py")
-        if snapshot["format_version"] != 2:
-            raise ValueError(f"its format_version {snapshot['format_version']} is not 2: it was "
-                             "written by another version of train.py")
+            raise ValueError("it isn't as train.py writes it")
         model = GPT(GPTConfig(**snapshot["model_config"]))  # a trial
         model.load_state_dict(dict(snapshot["model_state_dict"]), assign=True)
-        if snapshot["tokenizer"] is not None:
-            "".join([snapshot["tokenizer"]["name"], *snapshot["tokenizer"]["tokens"]])
     except FileNotFoundError:
         raise
     except Exception as error:  # a broken pickle can raise anything at all
