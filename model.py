@@ -1,11 +1,8 @@
 """The whole GPT-2: embeddings, blocks, loss, generation, and the files that keep its weights.
 
-Notable, against what one may know from other GPTs:
-- it is GPT-2 to the letter (Radford et al. 2019), so that whatever is trained here opens in every
-  tool that runs GPT-2: learned positions, LayerNorm before each half of a block (eps 1e-5), the
-  tanh form of GELU, biases, and one matrix for the token embedding and the output layer
-- attention is PyTorch's scaled_dot_product_attention, which picks the fastest kernel it has
-- a large vocabulary never has the logits of all positions in memory at once (GPT.loss)"""
+It is GPT-2 to the letter (Radford et al. 2019), so that what is trained here opens in every tool
+that runs GPT-2: learned positions, LayerNorm before each half of a block (eps 1e-5), the tanh form
+of GELU, biases, and one matrix for the token embedding and the output layer."""
 
 import io
 import json
@@ -68,8 +65,7 @@ def choose_device(device="auto", dtype="auto", compile="auto"):
     """Turn the three settings into (torch.device, torch.dtype, bool); ValueError for a device that
     is not there and for values that are none."""
     if device == "auto":
-        device = ("cuda" if torch.cuda.is_available()
-                  else "mps" if torch.backends.mps.is_available() else "cpu")
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         torch.empty(1, device=str(device)).item()
     except (RuntimeError, AssertionError, ImportError) as error:
@@ -89,15 +85,12 @@ def choose_device(device="auto", dtype="auto", compile="auto"):
     return device, getattr(torch, dtype), device.type == "cuda" if compile == "auto" else compile
 
 
-class Dropout(nn.Dropout):
-    """nn.Dropout; but to draw a random number for each element takes a CPU as long as a matrix
-    product, so there each gets a byte of noise, and eight bytes are drawn at once."""
-
+class Dropout(nn.Dropout):  # drawing a number for each element takes a CPU as long as a product
     def forward(self, x):
         if not (self.training and self.p and x.is_cpu):
             return super().forward(x)
         dropped = max(1, round(256 * self.p))  # of the 256 values of a byte
-        noise = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-2**63, None)
+        noise = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-2**63, None)  # 8 each
         kept = noise.view(torch.uint8)[:x.numel()].view(x.shape) >= dropped
         return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
 
@@ -142,10 +135,9 @@ class Block(nn.Module):
 
 
 class Cache:
-    """The keys and values of the tokens read so far, so that each token is read only once.
-    A position looks back at keys and values of earlier positions, and these never change: what
-    comes later can't reach back. So each layer keeps them, and a new token costs one position's
-    work in place of the whole text's."""
+    """The keys and values of the tokens read so far. A position looks back at those of earlier
+    positions, and these never change: what comes later can't reach back. So each layer keeps them,
+    and a new token costs one position's work in place of the whole text's."""
 
     def __init__(self, model, batch_size):
         config, weight = model.config, model.lm_head.weight
@@ -231,12 +223,11 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=std)
 
     def forward(self, idx, targets=None, return_logits=True, cache=None, position=None):
-        """Predict the next token at each position.
-        idx (B, T): token ids, T up to block_size; targets (B, T): the ids that follow, -1 where
-        none counts; cache: a Cache of what came before idx; position (1,): the place of a single
-        token, for a step whose shapes are always the same, on all of the cache. Returns (logits,
-        loss): (B, T, vocab_size) and the mean cross-entropy in nats with targets (logits None
-        without return_logits, which saves their memory), (B, 1, vocab_size) and None without."""
+        """Predict what follows the token ids idx (B, T), T up to block_size, after what is in a
+        cache. Returns (logits, loss): with targets (B, T), the ids that follow, -1 where none
+        counts, (B, T, vocab_size), or None to save memory, and the mean cross-entropy in nats;
+        (B, 1, vocab_size) and None without. position (1,), the place of a single token, is for a
+        step on all of the cache, whose shapes are always the same."""
         T, start, end, mask = idx.size(1), 0, self.config.block_size, None
         if position is None:
             start = cache.length if cache else 0
