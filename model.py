@@ -120,13 +120,12 @@ class Block(nn.Module):
             k, v = past.index_copy_(3, position, qkv[1:])
         # Each query takes the mean of the values up to its position, weighted by how well it fits
         # their keys. (GPT-2 also dropped weights in training: no fast kernel on a CPU can do that.)
-        causal = mask is None and T > 1
+        options = dict(attn_mask=mask, is_causal=mask is None and T > 1)
         if x.requires_grad and x.is_cpu and T < 256:  # in bfloat16, backward takes twice as long
-            q, k, v = q.float(), k.float(), v.float()
             with torch.autocast("cpu", enabled=False):
-                y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+                y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **options)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+            y = F.scaled_dot_product_attention(q, k, v, **options)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         x = x + self.dropout(self.attn["c_proj"](y))
         # (B, T, C) -> (B, T, 4C) -> (B, T, C)
@@ -168,9 +167,8 @@ def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """F.cross_entropy(F.linear(x, weight), targets, reduction="sum"), a few positions at a time.
-    The logits of all positions are by far the largest tensor, and moving them through memory costs
-    a CPU more than computing them. So each part goes all the way to the gradients of x and weight,
-    and backward has nothing left to do but multiply."""
+    The logits of all of them would be by far the largest tensor; so each part goes all the way to
+    the gradients of x and weight, and backward has nothing left to do but multiply."""
 
     @staticmethod
     def forward(ctx, x, weight, targets, backward_follows):  # (N, C), (V, C), (N,) -> ()
@@ -319,7 +317,6 @@ class GPT(nn.Module):
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p}: expected above 0 and at most 1")
         block_size, cache = self.config.block_size, Cache(self, len(idx))
-        step = self.forward
         if compile:  # shapes that never change can be recorded as a CUDA graph, and replayed
             torch._dynamo.mark_static_address(cache.past)
             step = torch.compile(self.forward, mode="reduce-overhead")
@@ -339,7 +336,7 @@ class GPT(nn.Module):
                 fresh = fresh.masked_fill(done, eos_token)
                 done |= fresh == eos_token
             yield fresh, logits
-            if done.all():
+            if eos_token is not None and done.all():
                 return
             idx = torch.cat((idx, fresh), dim=1)
 
@@ -403,12 +400,9 @@ class GPT(nn.Module):
             prefix = "transformer." * ("wte.weight" in weights)  # left out in old files
             for key in sorted(weights, key=lambda key: -weights[key].numel()):  # wte while it's less
                 key, tensor = prefix + key, weights.pop(key)
-                if key.endswith((".attn.bias", ".attn.masked_bias")):  # masks, not weights
-                    continue
-                if not tensor.is_floating_point():
-                    raise ValueError(f"{key} is of {tensor.dtype}")
-                tensor = tensor.t() if ".h." in key and tensor.dim() == 2 else tensor
-                state[key] = torch.empty(tensor.shape).copy_(tensor)
+                if tensor.is_floating_point() and not re.search(r"\.attn\.(masked_)?bias$", key):
+                    tensor = tensor.t() if ".h." in key and tensor.dim() == 2 else tensor
+                    state[key] = torch.empty(tensor.shape).copy_(tensor)  # (the others are masks)
             head = state.pop(f"{prefix}lm_head.weight", state["transformer.wte.weight"])
             if not head.equal(state["transformer.wte.weight"]):
                 raise ValueError("lm_head.weight isn't wte.weight over again, as in GPT-2")
@@ -444,8 +438,7 @@ class GPT(nn.Module):
             architectures=["GPT2LMHeadModel"], n_positions=config.block_size, n_head=config.n_head,
             n_layer=config.n_layer, n_embd=config.n_embd, vocab_size=config.vocab_size,
             attn_pdrop=0.0, embd_pdrop=config.dropout, resid_pdrop=config.dropout)}
-        tokenizer = tokenizer or self.tokenizer
-        if tokenizer:
+        if tokenizer := tokenizer or self.tokenizer:
             files["tokenizer.json"] = tokenizer_json(tokenizer["tokens"])
             files["tokenizer_config.json"] = dict(
                 tokenizer_class="GPT2Tokenizer", model_max_length=config.block_size,
