@@ -6,6 +6,7 @@
 
 import atexit
 import ctypes
+import gc
 import hashlib
 import math
 import os
@@ -273,7 +274,8 @@ def main(arguments=None):
     if "RANK" in os.environ:  # torchrun started this process, and others
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if on_gpu else -1)  # (-1: none)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-        atexit.register(dist.destroy_process_group)  # left to Python's end, it can abort that
+        atexit.register(dist.destroy_process_group)  # left to Python's end, it can abort that ...
+        atexit.register(gc.collect)  # ... and so it is while DDP, in a cycle, refers to it
         sys.stdout = open(os.devnull, "w") if rank else sys.stdout  # the first speaks for all
     if gradient_accumulation_steps % n_processes:
         config.usage(f"gradient_accumulation_steps={gradient_accumulation_steps} can't be divided "
@@ -444,7 +446,6 @@ def main(arguments=None):
             opt.zero_grad(set_to_none=True)
         scaler.update()
         step += 1
-
         # What is due. A GPU runs ahead of this script, and to read a number is to wait for it.
         if (not on_gpu or target_loss or (signals and n_processes == 1)
                 or due(log_interval, eval_interval, snapshot_interval)):
@@ -486,7 +487,6 @@ def main(arguments=None):
         if stop and not finished():
             print(f"{clear}stopped after iteration {step}: the same command goes on from here")
             return 128 + max(signals, default=signal.SIGTERM)
-
     save("final_model.pt")
     if num_return_sequences:
         print_samples(model, encoding, data["val"], target_device, num_return_sequences)
