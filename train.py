@@ -2,11 +2,11 @@
 
     python train.py config/shakespeare.py                # run it again and it goes on where it was
     python train.py config/shakespeare.py --max_iters=100 --out_dir=out_short
-    torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py     # on eight GPUs
-"""
+    torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py     # on eight GPUs"""
 
 import atexit
 import ctypes
+import gc
 import hashlib
 import math
 import os
@@ -104,8 +104,8 @@ def load_data(folder):
         data[split] = np.memmap(path, dtype=meta["dtype"], mode="r") if full else np.empty(0, int)
     for split, least in (("train", block_size + 1), ("val", 2 * eval_only)):
         if len(data[split]) < least:
-            raise ValueError(f"{folder}/{split}.bin is not there, or has less than {least} tokens "
-                             f"(block_size={block_size}): python prepare.py --out_dir={folder}")
+            raise ValueError(f"{folder}/{split}.bin is missing or under {least} tokens (block_size="
+                             f"{block_size}): python prepare.py --out_dir={folder} makes it")
     meta["tokenizer"] = meta["tokenizer"] or gpt2_tokenizer()
     return meta, data
 
@@ -274,7 +274,8 @@ def main(arguments=None):
     if "RANK" in os.environ:  # torchrun started this process, and others
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if on_gpu else -1)  # (-1: none)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-        atexit.register(dist.destroy_process_group)  # left to Python's end, it can abort that
+        atexit.register(dist.destroy_process_group)  # left to Python's end, it can abort that ...
+        atexit.register(gc.collect)  # ... and so it is while DDP, in a cycle, refers to it
         sys.stdout = open(os.devnull, "w") if rank else sys.stdout  # the first speaks for all
     if gradient_accumulation_steps % n_processes:
         config.usage(f"gradient_accumulation_steps={gradient_accumulation_steps} can't be divided "
@@ -283,7 +284,7 @@ def main(arguments=None):
     encoding = load_tokenizer(meta["tokenizer"])
 
     # What out_dir holds decides how the run begins.
-    out, path, snapshot = Path(out_dir), None, None
+    out, snapshot = Path(out_dir), None
     snapshots = lambda: sorted(out.glob("snapshots/snapshot_step_*.pt"), reverse=True,
                                key=lambda path: (len(path.name), path.name))  # the newest first
     pretrained = init_from not in ("auto", "scratch", "resume")  # it names weights to begin from
@@ -296,7 +297,7 @@ def main(arguments=None):
             print(f"skipped: {error}", file=sys.stderr)
     old = [file for name in ("best.pt", "final_model.pt", "log.csv", "loss.svg")
            for file in out.glob(name)] + snapshots()
-    instead = ": choose another --out_dir, or start over with --init_from=scratch --overwrite"
+    instead = ": use another --out_dir, or begin anew: --overwrite --init_from=scratch (or weights)"
     if not (snapshot or anew) and (old or init_from == "resume"):
         raise ValueError(f"init_from={init_from!r} can't be done in {out_dir}, which holds "
                          + (old[0].name + instead if old else "no snapshot"))
@@ -486,7 +487,6 @@ def main(arguments=None):
         if stop and not finished():
             print(f"{clear}stopped after iteration {step}: the same command goes on from here")
             return 128 + max(signals, default=signal.SIGTERM)
-
     save("final_model.pt")
     if num_return_sequences:
         print_samples(model, encoding, data["val"], target_device, num_return_sequences)

@@ -656,7 +656,7 @@ def test_the_first_prepare_killed_leaves_nothing_that_train_would_take_for_data(
         try:
             found.add(data_in(folder))
         except ValueError as error:
-            assert "is not there" in str(error) and "python prepare.py" in str(error)
+            assert "is missing" in str(error) and "python prepare.py" in str(error)
             found.add(None)
     assert found == {None, "new"}
 

@@ -330,6 +330,21 @@ def test_eval_only_evaluates_and_writes_nothing(data_dir, finished_run, tmp_path
     assert loss[1] < loss[0]
 
 
+def test_eval_only_without_a_validation_text_says_so(data_dir, tmp_path):
+    succeed("prepare", f"--input={data_dir / 'text.txt'}", "--vocab_size=300", "--val_fraction=0",
+            f"--out_dir={tmp_path / 'data'}")
+    assert "val.bin" in fails(tmp_path / "data", tmp_path / "out", "--eval_only")
+    run(tmp_path / "data", tmp_path / "out", "--max_iters=2")  # but it can be trained on
+
+
+def test_going_on_repeats_no_evaluation_and_no_line_of_the_log(data_dir, finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "out")
+    out = run(data_dir, tmp_path / "out", "--max_iters=14")
+    assert re.findall(r"^iteration (\d+)/14", out, re.MULTILINE) == ["13", "14"]
+    assert [row["step"] for row in rows(tmp_path / "out")] == [str(i) for i in range(1, 15)]
+    assert rows(tmp_path / "out")[:12] == rows(finished_run)
+
+
 def test_the_whole_splits_loss_equals_that_of_each_token_in_its_block(data_dir, finished_run):
     found = run(data_dir, finished_run, "--eval_only", "--eval_iters=0")
     model = GPT.from_snapshot(finished_run / "snapshots" / "snapshot_step_12.pt").eval()
@@ -370,7 +385,11 @@ def test_missing_data_says_which_command_makes_it(tmp_path):
     assert f"python prepare.py --out_dir={tmp_path / 'data'}" in fails(tmp_path / "data", tmp_path)
 
 
-def test_ids_beyond_the_vocabulary_are_named(data_dir, tmp_path):
+BYTES = {"name": "gpt2", "tokens": [chr(byte) for byte in range(256)]}  # in place of a download
+
+
+def test_ids_beyond_the_vocabulary_are_named(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "gpt2_tokenizer", lambda: BYTES)
     shutil.copytree(data_dir, tmp_path / "data")
     np.full(5000, 299, np.uint16).tofile(tmp_path / "data" / "train.bin")
     assert "train.bin" in fails(tmp_path / "data", tmp_path / "out")  # meta.json knows another file
@@ -414,11 +433,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_snapshots(data_dir
     assert same(kept, state(newest))
 
 
-def test_nanogpts_data_without_meta_json_is_taken_as_gpt2_tokens(tmp_path):
+def test_nanogpts_data_without_meta_json_is_taken_as_gpt2_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "gpt2_tokenizer", lambda: BYTES)
     tokens = np.random.default_rng(0).integers(0, 50257, 3000).astype(np.uint16)
     tokens[:2500].tofile(tmp_path / "train.bin")
     tokens[2500:].tofile(tmp_path / "val.bin")
     out = run(tmp_path, tmp_path / "out", "--max_iters=2", "--n_embd=16")
     assert "val loss" in out
     snapshot = read_snapshot(tmp_path / "out" / "final_model.pt")
-    assert snapshot["model_config"]["vocab_size"] == 50257
+    assert snapshot["model_config"]["vocab_size"] == 50257 and snapshot["tokenizer"] == BYTES
