@@ -330,8 +330,7 @@ def main(arguments=None):
     scaler = torch.amp.GradScaler(target_device.type, enabled=matrix_dtype == torch.float16)
     autocast = torch.autocast(target_device.type, matrix_dtype, matrix_dtype != torch.float32)
     from torch.distributed.checkpoint import state_dict as dcp  # late: importing it takes a while
-    full = dcp.StateDictOptions(full_state_dict=True)
-    on_cpu = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    full = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
     step, loss, best = 0, math.nan, math.inf
     if snapshot:
         step, loss, best = (snapshot[key] for key in ("step", "loss", "best_val_loss"))
@@ -376,9 +375,9 @@ def main(arguments=None):
         return nats / count, math.exp(min(nats / count, 700)), bits / count
 
     def save(name):  # one file that alone is enough to go on or to generate text
-        weights = dcp.get_model_state_dict(model, options=on_cpu)
-        states = [dcp.get_optimizer_state_dict(model, opt, options=on_cpu) for opt in optimizers
-                  if opt.state]  # (asked for it, one without a state takes a step of nothing)
+        weights = dcp.get_model_state_dict(model, options=full)
+        states = [dcp.get_optimizer_state_dict(model, opt, options=full) for opt in optimizers
+                  if opt.state]  # (one without a state would take a step of nothing)
         if rank == 0:
             weights["lm_head.weight"] = weights["transformer.wte.weight"]  # the same, written once
             with whole_file(out / name) as file:
