@@ -80,8 +80,6 @@ def choose_device(device="auto", dtype="auto", compile="auto"):
         dtype = "bfloat16" if fast and device.type == "cpu" else "float32"
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
-    if compile not in ("auto", True, False):
-        raise ValueError(f"compile={compile!r}: expected 'auto', True or False")
     return device, getattr(torch, dtype), device.type == "cuda" if compile == "auto" else compile
 
 
@@ -398,7 +396,7 @@ class GPT(nn.Module):
             if config.n_layer > len(weights):
                 raise ValueError(f"n_layer={config.n_layer}, but it has {len(weights)} tensors")
             prefix = "transformer." * ("wte.weight" in weights)  # left out in old files
-            for key in sorted(weights, key=lambda key: -weights[key].numel()):  # wte while it's less
+            for key in sorted(weights, key=lambda key: -weights[key].numel()):  # (wte needs most)
                 key, tensor = prefix + key, weights.pop(key)
                 if tensor.is_floating_point() and not re.search(r"\.attn\.(masked_)?bias$", key):
                     tensor = tensor.t() if ".h." in key and tensor.dim() == 2 else tensor
@@ -506,12 +504,11 @@ def hub_folder(name):
     """Return the folder of a model at the hub ("owner/name", "owner/name@revision") in Hugging
     Face's cache, downloaded if its weights aren't all there. Raises OSError if it can't be had."""
     model, _, revision = name.partition("@")
-    cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE", f"{cache}/hub")).expanduser()
-    cache = cache / f"models--{model}".replace("/", "--")
-    branch = cache / "refs" / (revision or "main")
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface") + "/hub"
+    cache = Path(os.environ.get("HF_HUB_CACHE", home), f"models--{model.replace('/', '--')}")
+    branch = cache.expanduser() / "refs" / (revision or "main")
     revision = branch.read_text().strip() if branch.exists() else revision or "main"
-    folder = cache / "snapshots" / revision
+    folder = cache.expanduser() / "snapshots" / revision
     if all(path.exists() for path in weight_files(folder)):
         return folder
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
@@ -580,16 +577,15 @@ def torch_load(path):  # -> what torch.save wrote; nothing in it is executed
 
 def read_tensorflow(path):
     """Return {name: tensor} of a TensorFlow checkpoint. Its index, path, is a table of tables of
-    protocol buffers. Checksums are compared, but for tensors above a megabyte: it takes minutes."""
+    protocol buffers. Checksums are compared, but for tensors above 64 KB: that would take long."""
     index, data, weights = path.read_bytes(), path.with_suffix(".data-00000-of-00001"), {}
-    remainders = list(range(256))  # of what follows a byte, by Castagnoli's polynomial
-    for _ in range(8):
-        remainders = [crc >> 1 ^ crc % 2 * 0x82F63B78 for crc in remainders]
 
-    def checksum(data):
+    def checksum(data):  # the remainder by Castagnoli's polynomial, masked as TensorFlow does it
         crc = 0xFFFFFFFF
         for byte in data:
-            crc = crc >> 8 ^ remainders[crc & 255 ^ byte]
+            crc ^= byte
+            for _ in range(8):
+                crc = crc >> 1 ^ crc % 2 * 0x82F63B78
         crc ^= 0xFFFFFFFF
         return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
 
@@ -626,7 +622,7 @@ def read_tensorflow(path):
             name, entry = name.decode(), fields(entry)
             shape = [fields(size)[1][0] for size in fields(entry[2][0])[2]][-2:]  # or [1, n, m]
             tensor = mapped(data, entry.get(4, [0])[0], torch.float32, shape)
-            if (entry[1] != [1] or entry[5] != [tensor.nbytes] or tensor.nbytes <= 1 << 20
+            if (entry[1] != [1] or entry[5] != [tensor.nbytes] or tensor.nbytes <= 1 << 16
                     and entry[6] != [checksum(tensor.numpy().tobytes())]):
                 raise ValueError(f"{name} is damaged, or not float32")
             name = re.sub("^h", "h.", name.removeprefix("model/").replace("/", "."))
