@@ -1,11 +1,9 @@
 """Text -> tokens: train a tokenizer, split the text, write data/train.bin, val.bin and test.bin.
 
     python prepare.py                                    # input.txt, a BPE trained on it
-    python prepare.py --input=mine.txt --vocab_size=4096 --out_dir=data_mine
     python prepare.py --input=mine.txt --tokenizer=gpt2  # OpenAI's vocabulary, for fine-tuning
 
-A .bin file is nothing but token ids, one after the other (uint16, as in nanoGPT); meta.json says
-what they mean. Any text can be encoded, since the tokens are made of bytes, not of characters."""
+A .bin file is nothing but token ids, as nanoGPT's are; meta.json says what they mean."""
 
 import collections
 import hashlib
@@ -13,7 +11,6 @@ import heapq
 import itertools
 import json
 import os
-import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -38,19 +35,14 @@ END_OF_TEXT = "<|endoftext|>"
 # GPT-2's rule for what may become one token: a contraction, a word or a number or punctuation,
 # each with one space before it, or white space. Tokens never reach across such pieces.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-
 RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new attempt at a download
-HINTS = {401: "not allowed (401): set HF_TOKEN to a token that has access",
-         403: "not allowed (403): set HF_TOKEN to a token that has access",
-         404: "there is no such file (404): check the name"}
 TIMEOUT = 30  # seconds without a byte after which a connection counts as broken
 
 
 @contextmanager
 def whole_file(path, mode="wb"):
     """Open a file for writing that takes its name only when all of it is safely on the disk."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = Path(f"{path}.tmp")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -94,7 +86,7 @@ def download(url, path, headers=None):
             if size < total:
                 raise ConnectionError(f"{size:,} of {total:,} bytes came")
             linked = [each.headers.get("X-Linked-Etag") for each in (*response.history, response)]
-            promised = re.search("[0-9a-f]{64}", str(linked))
+            promised = regex.search("[0-9a-f]{64}", str(linked))
             with open(part, "rb") as file:
                 os.fsync(file.fileno())
                 if promised and hashlib.file_digest(file, "sha256").hexdigest() != promised[0]:
@@ -104,9 +96,10 @@ def download(url, path, headers=None):
         except (requests.RequestException, ConnectionError) as error:
             status = getattr(getattr(error, "response", None), "status_code", 0)
             reason = error if type(error) is ConnectionError else type(error).__name__
-            message = f"{url}: " + (HINTS.get(status, f"status {status}") if status
-                                    else f"no connection ({reason})")
-            if delay is None or 400 <= status < 500 and status != 416:
+            message = f"{url}: " + (f"status {status}" if status else f"no connection ({reason})")
+            if refused := status in (401, 403, 404):
+                message += ": there is no such file, or it needs another HF_TOKEN"
+            if refused or delay is None:
                 raise (FileNotFoundError if status == 404 else OSError)(message) from error
             print(f"{message}; trying again in {delay} s", file=sys.stderr)
             time.sleep(delay)
@@ -126,56 +119,49 @@ def fingerprint(path):
 
 
 def train_bpe(word_counts, vocab_size):
-    """Learn a byte-level BPE: {word: count} -> list of tokens (bytes), the id is the place in it.
+    """Learn a byte-level BPE: {word: count} -> list of tokens, as latin-1; the id is the place.
     The most frequent pair of neighbouring tokens becomes a new token, again and again; of equally
     frequent pairs, the one with the smaller ids. A pair seen once is no pattern, and ends it.
     (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", 3.2.)"""
-    tokens = [bytes([byte]) for byte in range(256)]
-    ids = {token: i for i, token in enumerate(tokens)}
     words = [word.encode().decode("latin-1") for word in word_counts]  # a token is its chr(id)
     counts = list(word_counts.values())
+    tokens = {chr(byte): chr(byte) for byte in range(256)}  # chr(id) -> token
+    characters = dict(tokens)  # token -> chr(id)
     pair_counts = collections.Counter()
     places = collections.defaultdict(set)  # pair -> the words it has been in
     changed = set()  # the pairs whose count is another than in the heap
     heap = []
 
     def count(place, sign):
-        for pair in zip(words[place], words[place][1:]):
+        for pair in itertools.pairwise(words[place]):
             pair_counts[pair] += sign * counts[place]
             places[pair].add(place)
             changed.add(pair)
 
     for place in range(len(words)):
         count(place, 1)
-    while len(tokens) < vocab_size - 1:  # the last id is <|endoftext|>'s
-        for pair in changed:
+    while len(tokens) < vocab_size - 1 and (changed or heap):  # the last id is <|endoftext|>'s
+        while changed:
+            pair = changed.pop()
             heapq.heappush(heap, (-pair_counts[pair], pair))
-        changed.clear()
-        while heap and -heap[0][0] != pair_counts[heap[0][1]]:  # a count of before
-            heapq.heappop(heap)
-        if not heap or -heap[0][0] < 2:
-            break
-        pair = heap[0][1]
-        token = tokens[ord(pair[0])] + tokens[ord(pair[1])]
-        if token not in ids:  # else the same bytes were reached by another way before
-            ids[token] = len(tokens)
-            tokens.append(token)
+        minus_count, pair = heapq.heappop(heap)
+        if minus_count != -pair_counts[pair] or minus_count > -2:  # outdated, or no pattern
+            continue
+        token = tokens[pair[0]] + tokens[pair[1]]
+        new = characters.setdefault(token, chr(len(characters)))  # perhaps made otherwise before
+        tokens[new] = token
         for place in places.pop(pair):
             count(place, -1)
-            words[place] = words[place].replace("".join(pair), chr(ids[token]))
+            words[place] = words[place].replace("".join(pair), new)
             count(place, 1)
-    return tokens
+    return list(characters)
 
 
 def load_tokenizer(description):
     """Return the tiktoken.Encoding of a description: {"name", "tokens"}, each token as latin-1."""
-    tokens = [token.encode("latin-1") for token in description["tokens"]]
-    return tiktoken.Encoding(
-        name=description["name"],
-        pat_str=PATTERN,
-        mergeable_ranks={token: i for i, token in enumerate(tokens)},
-        special_tokens={END_OF_TEXT: len(tokens)},
-    )
+    ranks = {token.encode("latin-1"): i for i, token in enumerate(description["tokens"])}
+    return tiktoken.Encoding(description["name"], pat_str=PATTERN, mergeable_ranks=ranks,
+                             special_tokens={END_OF_TEXT: len(description["tokens"])})
 
 
 def gpt2_tokenizer():
@@ -189,20 +175,17 @@ def gpt2_tokenizer():
     return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
 
 
-def pieces(path, start=0, end=float("inf")):
+def pieces(path, start=0, end=sys.maxsize):
     """Yield a text file, from one character to another, in pieces of about a megabyte that can be
     tokenized one by one: they end before white space that follows something else, which no token
     reaches across. Raises ValueError with the offset of the first byte that is not UTF-8."""
-    rest = ""
+    rest, position = "", 0
     with open(path, encoding="utf-8", newline="") as file:
         try:
-            for position in range(0, start, 1 << 20):
-                file.read(min(1 << 20, start - position))
-            while block := file.read(min(1 << 20, end - start)):
-                start += len(block)
-                rest += block
-                safe = re.match(r"(?s).*\S(?=[ \n])", rest)
-                if safe:
+            while position < end and (block := file.read(1 << 20)):
+                rest += block[max(0, start - position):end - position]
+                position += len(block)
+                if safe := regex.match(r"(?s).*\S(?=[ \n])", rest):
                     yield safe[0]
                     rest = rest[safe.end():]
         except UnicodeDecodeError as error:
@@ -247,26 +230,21 @@ def main(arguments=None):
     config.one_of(globals(), "tokenizer", "bpe", "gpt2")
     config.at_least(globals(), 257, "vocab_size")
     if val_fraction + test_fraction >= 1:
-        config.usage(f"val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing "
-                     "for training: lower them")
+        config.usage(f"{val_fraction=} and {test_fraction=} leave nothing for training: lower them")
 
+    shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
     characters = sum(map(len, pieces(input)))
-    ends = [int(characters * share) for share in (1 - val_fraction - test_fraction,
-                                                  1 - test_fraction, 1)]
-    spans = list(zip(SPLITS, [0, *ends], ends))  # (split, its first character, its end)
-    for (split, start, end), share in zip(spans, (1, val_fraction, test_fraction)):
-        if share and start == end:
-            raise ValueError(f"{input} has {characters} characters: nothing is left for the "
-                             f"{split} split; give more text or lower val_fraction, test_fraction")
+    if characters * min(filter(None, shares)) < 1:
+        raise ValueError(f"{input} has {characters} characters, too few for {val_fraction=} and "
+                         f"{test_fraction=}: give more text, or set them to 0")
+    ends = [int(characters * share) for share in (shares[0], 1 - test_fraction, 1)]
 
     if tokenizer == "gpt2":
         description = gpt2_tokenizer()
     else:
-        words = collections.Counter()
-        for text in pieces(input, 0, ends[0]):
-            words.update(regex.findall(PATTERN, text))
-        tokens = train_bpe(words, vocab_size)
-        description = {"name": "bpe", "tokens": [token.decode("latin-1") for token in tokens]}
+        words = collections.Counter(word for text in pieces(input, 0, ends[0])
+                                    for word in regex.findall(PATTERN, text))
+        description = {"name": "bpe", "tokens": train_bpe(words, vocab_size)}
     encoding = load_tokenizer(description)
     dtype = np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")
 
@@ -276,7 +254,7 @@ def main(arguments=None):
     print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {dtype.name})")
     print(f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}")
     splits = {}
-    for split, start, end in spans:
+    for split, start, end in zip(SPLITS, [0, *ends], ends):
         path = Path(out_dir, f"{split}.bin.new")
         size = count = 0
         with whole_file(path) as file:

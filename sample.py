@@ -63,14 +63,6 @@ def load_model():  # -> the one that init_from and snapshot name, with its token
     return GPT.from_snapshot(there[0] if snapshot == "auto" else named.get(snapshot, snapshot))
 
 
-def show_step(logits, chosen, encoding):
-    """Print the likeliest next tokens with their probabilities, the chosen one marked by *."""
-    chances = F.softmax(logits.float(), dim=-1)
-    likely = chances.topk(min(probs, len(chances))).indices.tolist()
-    print(*(f"{'*' if i == chosen else ' '}{encoding.decode([i])!r} {chances[i]:.1%}"
-            for i in likely + [chosen] * (chosen not in likely)), sep="  ", file=sys.stderr)
-
-
 def decoder(encoding):  # -> a function token -> text; it holds back half a character
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     return lambda token: decode(encoding.decode_bytes([token] * (token != encoding.eot_token)))
@@ -90,16 +82,18 @@ def generate(model, encoding, text):
         return
     generator = torch.Generator(ids.device).manual_seed(seed)
     decoders = [decoder(encoding) for _ in ids]
-    rows = [[text] for _ in ids]
+    steps = [[text] * num_samples]  # what each row has grown by
     print(text, end="", flush=not probs)
     for new, logits in model.stream(ids, max_new_tokens, temperature, top_k, top_p,
                                     encoding.eot_token, generator, compile):
-        for row, decode, token in zip(rows, decoders, new[:, 0].tolist()):
-            row.append(decode(token))
-        if probs:
-            show_step(logits[0], new[0].item(), encoding)
-        print(rows[0][-1], end="", flush=not probs)
-    print("", *map("".join, rows[1:]), sep="\n---------------\n", flush=True)
+        steps.append([decode(token) for decode, token in zip(decoders, new[:, 0].tolist())])
+        if probs:  # the likeliest tokens with their probabilities, the chosen one marked by *
+            chances, chosen = logits[0].float().softmax(-1), new[0].item()
+            likely = chances.topk(min(probs, len(chances))).indices.tolist()
+            print(*(f"{'*' if i == chosen else ' '}{encoding.decode([i])!r} {chances[i]:.1%}"
+                    for i in likely + [chosen] * (chosen not in likely)), sep="  ", file=sys.stderr)
+        print(steps[-1][0], end="", flush=not probs)
+    print("", *map("".join, [*zip(*steps)][1:]), sep="\n---------------\n", flush=True)
 
 
 def converse(model, encoding):
@@ -135,7 +129,7 @@ def print_score(model, encoding, text):
         total += F.cross_entropy(logits, ids[scored:end], reduction="sum").item()
         scored = end
     loss = total / (len(ids) - 1)
-    size = len(text.encode()) - len(encoding.decode_single_token_bytes(ids[0].item()))
+    size = len(encoding.decode_bytes(ids[1:].tolist()))
     print(f"{len(ids) - 1} tokens, {size} bytes: loss {loss:.4f}, perplexity "
           f"{math.exp(min(loss, 700)):.2f}, bits per byte {total / math.log(2) / size:.4f}")
 
@@ -158,10 +152,7 @@ def main(arguments=None):
     if score:
         return print_score(model, encoding, text)
     model.pack(beams or num_samples)
-    if interactive:
-        converse(model, encoding)
-    else:
-        generate(model, encoding, text)
+    return converse(model, encoding) if interactive else generate(model, encoding, text)
 
 
 if __name__ == "__main__":

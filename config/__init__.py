@@ -1,8 +1,4 @@
-"""The settings of prepare.py, train.py and sample.py: plain assignments at the top of the script,
-
-    max_iters = 600  # updates of the weights
-
-which the command line changes from left to right, by config files and by --key=value:
+"""A script's settings: assignments at its top, which the command line changes from left to right:
 
     python train.py config/shakespeare.py --max_iters=500 --optimizer=adamw --compile"""
 
@@ -54,8 +50,7 @@ def assign(settings, described, name, value, text):
 
 
 def override(script, arguments, current=None):
-    """Return the script's settings {name: value}, the defaults or the current ones, as changed by
-    the command line's arguments; what can't be meant ends with exit code 2 and one line."""
+    """Return {name: value}: the defaults, or the current settings, as the arguments change them."""
     described = read_settings(script)
     settings = current or {name: default for name, (default, _) in described.items()}
     for argument in arguments:

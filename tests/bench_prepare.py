@@ -79,8 +79,7 @@ def stages(lines, megabytes, folder):
     path = folder / "text.txt"
     size = corpus(lines, megabytes, path)
     texts = list(prepare.pieces(path))
-    description = {"name": "bpe", "tokens": [token.decode("latin-1") for token in
-                                             prepare.train_bpe(words_of(texts[:2]), 2048)]}
+    description = {"name": "bpe", "tokens": prepare.train_bpe(words_of(texts[:2]), 2048)}
     encoding = prepare.load_tokenizer(description)
 
     def encode(threads):

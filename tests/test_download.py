@@ -137,7 +137,7 @@ def test_a_part_of_another_file_is_found_out_and_thrown_away(server, tmp_path):
 
 
 @pytest.mark.parametrize("faults, asked, word", [
-    ([401], 1, "HF_TOKEN"), ([403], 1, "HF_TOKEN"), ([429], 1, "429"), ([503] * 5, 5, "503"),
+    ([401], 1, "HF_TOKEN"), ([403], 1, "HF_TOKEN"), ([429] * 5, 5, "429"), ([503] * 5, 5, "503"),
     ([416] * 5, 5, "416")], ids=str)
 def test_a_refusal_is_one_line_with_the_address_and_leaves_nothing(
         faults, asked, word, server, tmp_path):

@@ -56,15 +56,15 @@ def prepared(folder, text, *arguments):
 ], ids=["verse", "runs", "overlaps", "unicode"])
 def test_merges_equal_those_of_a_brute_force_bpe(text):
     counts = collections.Counter(regex.findall(GPT2_PATTERN, text))
-    assert prepare.train_bpe(counts, 350) == brute_force_bpe(text, 350)
+    learned = [token.encode("latin-1") for token in prepare.train_bpe(counts, 350)]
+    assert learned == brute_force_bpe(text, 350)
 
 
 @pytest.mark.parametrize("vocab_size", [257, 300, 1000])
 def test_any_text_round_trips_through_the_trained_tokenizer(vocab_size):
     counts = collections.Counter(regex.findall(GPT2_PATTERN, EVERY_KIND * 2))
     tokens = prepare.train_bpe(counts, vocab_size)
-    encoding = prepare.load_tokenizer({"name": "bpe", "tokens": [t.decode("latin-1")
-                                                                 for t in tokens]})
+    encoding = prepare.load_tokenizer({"name": "bpe", "tokens": tokens})
     for text in (EVERY_KIND, "", " ", "\n", *EVERY_KIND):
         ids = encoding.encode_ordinary(text)
         assert encoding.decode_bytes(ids) == text.encode()
@@ -118,7 +118,7 @@ def test_a_file_read_in_pieces_gives_the_tokens_of_the_whole(tmp_path):
 
 
 def test_a_large_vocabulary_is_written_in_32_bits(tmp_path, text, monkeypatch):
-    many = [bytes([i]) for i in range(256)] + [b"\x00\x01%d" % i for i in range(70_000)]
+    many = [chr(i) for i in range(256)] + [f"\x00\x01{i}" for i in range(70_000)]
     monkeypatch.setattr(prepare, "train_bpe", lambda counts, vocab_size: many)
     _, meta, ids, encoding = prepared(tmp_path, text, "--vocab_size=70257")
     assert meta["dtype"] == "uint32" and encoding.decode(ids["train"]) in text
