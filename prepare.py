@@ -197,7 +197,7 @@ def pieces(path, start=0, end=sys.maxsize):
 def encoded(texts, encoding):
     """Yield (text, its ids as an array) for each text of an iterator; all cores work on them."""
     encode = lambda text: encoding.encode_to_numpy(text, disallowed_special=())
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
         while batch := list(itertools.islice(texts, 32)):
             yield from zip(batch, threads.map(encode, batch))
 
