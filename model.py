@@ -55,8 +55,7 @@ class GPTConfig:
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd={self.n_embd} can't be divided among n_head={self.n_head} "
-                             "heads: make it a multiple")
+            raise ValueError(f"n_embd={self.n_embd} is no multiple of n_head={self.n_head}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: expected from 0 to below 1")
 
@@ -456,11 +455,7 @@ class GPT(nn.Module):
     @classmethod
     def from_snapshot(cls, path):
         """Return the model of a snapshot that train.py wrote; see read_snapshot."""
-        snapshot = read_snapshot(path)
-        model = cls(GPTConfig(**snapshot["model_config"]))
-        model.load_state_dict(snapshot["model_state_dict"])
-        model.tokenizer = snapshot["tokenizer"]
-        return model
+        return read_snapshot(path)["model"]
 
 
 # GPT-2 as others keep it. config.json says this, or nothing of it, of a model that is a GPT-2:
@@ -565,14 +560,14 @@ def read_safetensors(path):  # -> {name: tensor}; they have to fill the file wit
     return weights
 
 
-def torch_load(path):  # -> what torch.save wrote; nothing in it is executed
+def torch_load(path, mmap=True):  # -> what torch.save wrote; nothing in it is executed
     zipped = zipfile.is_zipfile(path)  # before 2020, torch.save wrote another form
     if zipped:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()  # compares the checksum of each record
         if broken:
             raise ValueError(f"its record {broken} is damaged")
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
 
 
 def read_tensorflow(path):
@@ -613,43 +608,40 @@ def read_tensorflow(path):
             found[key] = file.read(length)
         return found
 
-    footer = io.BytesIO(index[-48:])
+    footer, entries = io.BytesIO(index[-48:]), {}
     varint(footer), varint(footer)  # the place and size of a table without use
     for handle in table(footer).values():
-        for name, entry in table(io.BytesIO(handle)).items():
-            if not name:  # it is about the file as a whole
-                continue
-            name, entry = name.decode(), fields(entry)
-            shape = [fields(size)[1][0] for size in fields(entry[2][0])[2]][-2:]  # or [1, n, m]
-            tensor = mapped(data, entry.get(4, [0])[0], torch.float32, shape)
-            if (entry[1] != [1] or entry[5] != [tensor.nbytes] or tensor.nbytes <= 1 << 16
-                    and entry[6] != [checksum(tensor.numpy().tobytes())]):
-                raise ValueError(f"{name} is damaged, or not float32")
-            name = re.sub("^h", "h.", name.removeprefix("model/").replace("/", "."))
-            name = re.sub(r"\.[wg]$|(?<=^w[tp]e)$", ".weight", name)
-            weights[re.sub(r"\.b$", ".bias", name)] = tensor
+        entries |= table(io.BytesIO(handle))
+    entries.pop(b"", None)  # it is about the file as a whole
+    for name, entry in entries.items():
+        name, entry = name.decode(), fields(entry)
+        shape = [fields(size)[1][0] for size in fields(entry[2][0])[2]][-2:]  # some are [1, n, m]
+        tensor = mapped(data, entry.get(4, [0])[0], torch.float32, shape)
+        if (entry[1] != [1] or entry[5] != [tensor.nbytes] or tensor.nbytes <= 1 << 16
+                and entry[6] != [checksum(tensor.numpy().tobytes())]):
+            raise ValueError(f"{name} is damaged, or not float32")
+        name = re.sub("^h", "h.", name.removeprefix("model/").replace("/", "."))
+        name = re.sub(r"\.[wg]$|(?<=^w[tp]e)$", ".weight", name)
+        weights[re.sub(r"\.b$", ".bias", name)] = tensor
     return weights
 
 
-SNAPSHOT = dict(step=int, loss=float, best_val_loss=float, settings=dict, tokenizer=dict, data=str,
-                optimizer_state_dict=list, scaler_state_dict=dict)
 READERS = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
 
 
 def read_snapshot(path):
-    """Return the dict that is in a snapshot file, on the CPU; nothing in it is executed.
+    """Return the dict that is in a snapshot file, and its "model"; nothing in it is executed.
     Raises ValueError with the reason if the file is not a whole snapshot of this format."""
     try:
-        snapshot = torch_load(path)
+        snapshot = torch_load(path, mmap=False)
         if snapshot.get("format_version") != 2:
             raise ValueError("it is no snapshot of this version of train.py (format_version 2)")
-        if not all(isinstance(snapshot[key], kind) for key, kind in SNAPSHOT.items()):
-            raise ValueError("it isn't as train.py writes it")
-        model = GPT(GPTConfig(**snapshot["model_config"]))  # a trial
-        model.load_state_dict(dict(snapshot["model_state_dict"]), assign=True)
+        model = snapshot["model"] = GPT(GPTConfig(**snapshot["model_config"]))
+        model.load_state_dict(dict(snapshot["model_state_dict"]))
+        model.tokenizer = snapshot["tokenizer"]
     except FileNotFoundError:
         raise
     except Exception as error:  # a broken pickle can raise anything at all
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{path} can't be used: {reason}") from error
+        reason = " ".join(str(error).split()) or repr(error)
+        raise ValueError(f"{path} can't be used: {reason:.250}") from error
     return snapshot

@@ -7,7 +7,6 @@ A .bin file is nothing but token ids, as nanoGPT's are; meta.json says what they
 
 import collections
 import hashlib
-import heapq
 import itertools
 import json
 import os
@@ -129,24 +128,19 @@ def train_bpe(word_counts, vocab_size):
     characters = dict(tokens)  # token -> chr(id)
     pair_counts = collections.Counter()
     places = collections.defaultdict(set)  # pair -> the words it has been in
-    changed = set()  # the pairs whose count is another than in the heap
-    heap = []
 
     def count(place, sign):
         for pair in itertools.pairwise(words[place]):
             pair_counts[pair] += sign * counts[place]
             places[pair].add(place)
-            changed.add(pair)
 
     for place in range(len(words)):
         count(place, 1)
-    while len(tokens) < vocab_size - 1 and (changed or heap):  # the last id is <|endoftext|>'s
-        while changed:
-            pair = changed.pop()
-            heapq.heappush(heap, (-pair_counts[pair], pair))
-        minus_count, pair = heapq.heappop(heap)
-        if minus_count != -pair_counts[pair] or minus_count > -2:  # outdated, or no pattern
-            continue
+    while len(tokens) < vocab_size - 1:  # the last id is <|endoftext|>'s
+        most = max(pair_counts.values(), default=0)
+        if most < 2:
+            break
+        pair = min(pair for pair, number in pair_counts.items() if number == most)
         token = tokens[pair[0]] + tokens[pair[1]]
         new = characters.setdefault(token, chr(len(characters)))  # perhaps made otherwise before
         tokens[new] = token
@@ -154,6 +148,7 @@ def train_bpe(word_counts, vocab_size):
             count(place, -1)
             words[place] = words[place].replace("".join(pair), new)
             count(place, 1)
+        del pair_counts[pair]
     return list(characters)
 
 
@@ -227,7 +222,7 @@ def settle(folder):
 
 def main(arguments=None):
     globals().update(config.override(__file__, arguments))
-    config.one_of(globals(), "tokenizer", "bpe", "gpt2")
+    config.one_of(globals(), tokenizer=("bpe", "gpt2"))
     config.at_least(globals(), 257, "vocab_size")
     if val_fraction + test_fraction >= 1:
         config.usage(f"{val_fraction=} and {test_fraction=} leave nothing for training: lower them")

@@ -4,8 +4,7 @@
     python sample.py --start=FILE:prompt.txt --num_samples=3 --temperature=1.0 --top_p=0.9
     python sample.py --interactive
     python sample.py --start="To be" --max_new_tokens=20 --probs=5   # what it hesitated between
-    python sample.py --score=poem.txt                                # how well it knows a text
-    python sample.py --init_from=gpt2 --export=folder                # OpenAI's, for other tools
+    python sample.py --init_from=gpt2 --score=poem.txt               # how well GPT-2 knows a text
 
 Standard output is the text and nothing else; all that is said about it goes to standard error."""
 

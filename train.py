@@ -204,8 +204,8 @@ def lr_factor(step, last):
 
 
 def distributed(model, device):
-    """Return what to call for the loss, on device: the model, each process having a share of its
-    weights with FSDP (Zhao et al. 2023, "PyTorch FSDP"), or DDP's wrapper of it."""
+    """Return what to call for the loss: DDP's wrapper of the model, or the model itself, of which
+    each process has a share with FSDP (Zhao et al. 2023, "PyTorch FSDP")."""
     if activation_checkpointing:  # (Chen et al. 2016, "Training Deep Nets with Sublinear Memory")
         for block in model.transformer.h:
             block.forward = lambda *x, run=block.forward: checkpoint(run, *x, use_reentrant=False)
@@ -259,11 +259,9 @@ def print_samples(model, encoding, tokens, device, count):
 def main(arguments=None):
     started = time.time()
     settings = config.override(__file__, arguments)
-    config.one_of(settings, "optimizer", "muon", "adamw")
-    config.one_of(settings, "lr_schedule", "linear", "cosine", "step", "constant")
-    config.one_of(settings, "target_split", "train", "val")
-    config.one_of(settings, "size", "", *SIZES)
-    config.one_of(settings, "parallel", "ddp", "fsdp")
+    config.one_of(settings, optimizer=("muon", "adamw"), parallel=("ddp", "fsdp"),
+                  lr_schedule=("linear", "cosine", "step", "constant"), size=("", *SIZES),
+                  target_split=("train", "val"), compile=("auto", True, False))
     config.at_least(settings, 1, "batch_size gradient_accumulation_steps snapshot_interval "
                     "keep_snapshots log_interval eval_interval lr_step_iters block_size")
     globals().update(settings)

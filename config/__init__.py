@@ -22,9 +22,10 @@ def read_settings(script):
     return {name: (ast.literal_eval(default), comment) for name, default, comment in lines}
 
 
-def one_of(settings, name, *allowed):
-    if settings[name] not in allowed:
-        usage(f"{name}={settings[name]!r}: expected one of {', '.join(map(repr, allowed))}")
+def one_of(settings, **allowed):
+    for name, values in allowed.items():
+        if settings[name] not in values:
+            usage(f"{name}={settings[name]!r}: expected one of {', '.join(map(repr, values))}")
 
 
 def at_least(settings, least, names):

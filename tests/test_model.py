@@ -204,8 +204,7 @@ def test_a_dtype_and_compilation_that_are_asked_for_are_taken():
 
 @pytest.mark.parametrize("settings, word", [({"device": "abacus"}, "abacus"),
                                             ({"device": "cuda:99"}, "cuda:99"),
-                                            ({"device": "cpu", "dtype": "int8"}, "int8"),
-                                            ({"device": "cpu", "compile": "yes"}, "yes")])
+                                            ({"device": "cpu", "dtype": "int8"}, "int8")])
 def test_an_unknown_device_or_dtype_is_refused_by_name(settings, word):
     with pytest.raises(ValueError, match=word):
         choose_device(**settings)
