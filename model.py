@@ -39,7 +39,6 @@ SIZES = {
     "gpt3-175b": dict(n_layer=96, n_head=96, n_embd=12288, block_size=2048),
 }
 
-
 @dataclass
 class GPTConfig:
     block_size: int = 1024  # longest context, in tokens
@@ -58,7 +57,6 @@ class GPTConfig:
             raise ValueError(f"n_embd={self.n_embd} is no multiple of n_head={self.n_head}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: expected from 0 to below 1")
-
 
 def choose_device(device="auto", dtype="auto", compile="auto"):
     """Turn the three settings into (torch.device, torch.dtype, bool); ValueError for a device that
@@ -81,7 +79,6 @@ def choose_device(device="auto", dtype="auto", compile="auto"):
         raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
     return device, getattr(torch, dtype), device.type == "cuda" if compile == "auto" else compile
 
-
 class Dropout(nn.Dropout):  # drawing a number for each element takes a CPU as long as a product
     def forward(self, x):
         if not (self.training and self.p and x.is_cpu):
@@ -90,7 +87,6 @@ class Dropout(nn.Dropout):  # drawing a number for each element takes a CPU as l
         noise = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-2**63, None)  # 8 each
         kept = noise.view(torch.uint8)[:x.numel()].view(x.shape) >= dropped
         return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
-
 
 class Block(nn.Module):
     """One layer: each position looks at those before it (attention), then thinks (mlp). Both add
@@ -129,7 +125,6 @@ class Block(nn.Module):
         y = F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")
         return x + self.dropout(self.mlp["c_proj"](y))
 
-
 class Cache:
     """The keys and values of the tokens read so far. A position looks back at those of earlier
     positions, and these never change: what comes later can't reach back. So each layer keeps them,
@@ -143,12 +138,10 @@ class Cache:
             config.n_embd // config.n_head, device=weight.device, dtype=weight.dtype)
         self.length = 0  # positions filled
 
-
 def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
     """Draw the next token: logits (B, vocab_size) -> ids (B, 1).
     temperature 0 takes the likeliest; top_k keeps the k likeliest; top_p the fewest that together
-    reach that probability (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration").
-    """
+    have that probability (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration")."""
     if temperature < 1e-6:
         return logits.argmax(-1, keepdim=True)
     top_p = 1.0 if top_p is None else top_p
@@ -160,7 +153,6 @@ def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None
         probs = probs.masked_fill(probs.cumsum(-1) - probs >= max(top_p, 1e-6), 0.0)
     chosen = torch.multinomial(probs, 1, generator=generator)
     return chosen if order is None else order.gather(1, chosen)
-
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """F.cross_entropy(F.linear(x, weight), targets, reduction="sum"), a few positions at a time.
@@ -191,7 +183,6 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_x, grad_weight = ctx.saved_tensors
         return grad_x.mul_(grad_output), grad_weight.mul_(grad_output), None, None
 
-
 class GPT(nn.Module):
     tokenizer = None  # as prepare.py describes one, where the model's is known
 
@@ -203,8 +194,7 @@ class GPT(nn.Module):
             wpe=nn.Embedding(config.block_size, config.n_embd),
             drop=Dropout(config.dropout),
             h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-            ln_f=nn.LayerNorm(config.n_embd, bias=config.bias),
-        ))
+            ln_f=nn.LayerNorm(config.n_embd, bias=config.bias)))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight  # tied (Press & Wolf 2017)
         for name, parameter in self.named_parameters():
@@ -279,8 +269,7 @@ class GPT(nn.Module):
     def crop_block_size(self, block_size):
         """Forget the positions beyond block_size, for a model that is larger than needed."""
         if block_size > self.config.block_size:
-            raise ValueError(f"block_size={block_size}: the model knows only "
-                             f"{self.config.block_size} positions")
+            raise ValueError(f"{block_size=}: the model has {self.config.block_size} positions")
         wpe = self.transformer.wpe
         wpe.weight = nn.Parameter(wpe.weight[:block_size].detach().clone())
         wpe.num_embeddings = self.config.block_size = block_size
@@ -457,7 +446,6 @@ class GPT(nn.Module):
         """Return the model of a snapshot that train.py wrote; see read_snapshot."""
         return read_snapshot(path)["model"]
 
-
 # GPT-2 as others keep it. config.json says this, or nothing of it, of a model that is a GPT-2:
 GPT2 = dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilon=1e-5,
             scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
@@ -468,7 +456,6 @@ VISIBLE = {byte: 256 + i for i, byte in enumerate(HIDDEN)}
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                 "model.ckpt.index")  # the first that is there counts
 
-
 def tokenizer_json(tokens):  # any two tokens that together are one may merge, the lowest id first
     ids = {token.translate(VISIBLE): i for i, token in enumerate(tokens)}
     merges = [f"{token[:i]} {token[i:]}" for token in ids for i in range(1, len(token))
@@ -478,7 +465,6 @@ def tokenizer_json(tokens):  # any two tokens that together are one may merge, t
                rstrip=False, single_word=False)
     return dict(version="1.0", added_tokens=[end], pre_tokenizer=level, decoder=level, model=dict(
         type="BPE", vocab=ids | {END_OF_TEXT: len(ids)}, merges=merges, ignore_merges=True))
-
 
 def read_tokenizer(path, vocab_size):  # -> as prepare.py describes one, None if there is none
     if not path.exists():
@@ -494,7 +480,6 @@ def read_tokenizer(path, vocab_size):  # -> as prepare.py describes one, None if
         raise ValueError(f"tokenizer.json isn't a BPE as GPT-2's, with {vocab_size} tokens")
     return {"name": "bpe", "tokens": tokens}
 
-
 def hub_folder(name):
     """Return the folder of a model at the hub ("owner/name", "owner/name@revision") in Hugging
     Face's cache, downloaded if its weights aren't all there. Raises OSError if it can't be had."""
@@ -509,12 +494,10 @@ def hub_folder(name):
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise OSError(f"{folder} doesn't hold it, and HF_HUB_OFFLINE is set")
     hub, token = os.environ.get("HF_ENDPOINT", "https://huggingface.co"), os.environ.get("HF_TOKEN")
-
     def get(file):
         if not (folder / file).exists():
             download(f"{hub}/{model}/resolve/{revision}/{file}", folder / file,
                      {"Authorization": f"Bearer {token}"} if token else None)
-
     get("config.json")
     for file in ("tokenizer.json", *WEIGHT_FILES[:3]):
         with suppress(FileNotFoundError):  # the hub hasn't all of these
@@ -525,7 +508,6 @@ def hub_folder(name):
         get(path.name)
     return folder
 
-
 def weight_files(folder):  # -> the paths of the files that a model's weights are in
     path = next((folder / file for file in WEIGHT_FILES if (folder / file).exists()),
                 folder / WEIGHT_FILES[0])
@@ -534,11 +516,9 @@ def weight_files(folder):  # -> the paths of the files that a model's weights ar
         return [folder / file for file in {Path(file).name for file in files}]
     return [path]
 
-
 def mapped(path, offset, dtype, shape):  # -> a tensor that is read from the file when it's used
     data = np.memmap(path, np.uint8, "c", offset, (math.prod(shape) * dtype.itemsize,))
     return torch.from_numpy(data).view(dtype).view(shape)
-
 
 def read_safetensors(path):  # -> {name: tensor}; they have to fill the file without a gap
     dtypes = dict(F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, U8=torch.uint8,
@@ -559,7 +539,6 @@ def read_safetensors(path):  # -> {name: tensor}; they have to fill the file wit
         raise ValueError(f"{path.name} has {size} bytes, its header speaks of {end}")
     return weights
 
-
 def torch_load(path, mmap=True):  # -> what torch.save wrote; nothing in it is executed
     zipped = zipfile.is_zipfile(path)  # before 2020, torch.save wrote another form
     if zipped:
@@ -569,12 +548,10 @@ def torch_load(path, mmap=True):  # -> what torch.save wrote; nothing in it is e
             raise ValueError(f"its record {broken} is damaged")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
 
-
 def read_tensorflow(path):
     """Return {name: tensor} of a TensorFlow checkpoint. Its index, path, is a table of tables of
     protocol buffers. Checksums are compared, but for tensors above 64 KB: that would take long."""
     index, data, weights = path.read_bytes(), path.with_suffix(".data-00000-of-00001"), {}
-
     def checksum(data):  # the remainder by Castagnoli's polynomial, masked as TensorFlow does it
         crc = 0xFFFFFFFF
         for byte in data:
@@ -583,11 +560,9 @@ def read_tensorflow(path):
                 crc = crc >> 1 ^ crc % 2 * 0x82F63B78
         crc ^= 0xFFFFFFFF
         return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
-
     def varint(file):  # seven bits a byte, the lowest first; the eighth says that more follow
         byte, = file.read(1)
         return byte if byte < 128 else byte - 128 + (varint(file) << 7)
-
     def fields(data):  # -> {number: [values]} of a protocol buffer
         file, found = io.BytesIO(data), {}
         while file.tell() < len(data):
@@ -595,7 +570,6 @@ def read_tensorflow(path):
             value = varint(file) if kind == 0 else file.read(4 if kind == 5 else varint(file))
             found.setdefault(number, []).append(value)
         return found
-
     def table(handle):  # -> {key: value} of the table whose place and size the handle tells
         place, size = varint(handle), varint(handle)
         block = index[place:place + size + 1]
@@ -625,9 +599,7 @@ def read_tensorflow(path):
         weights[re.sub(r"\.b$", ".bias", name)] = tensor
     return weights
 
-
 READERS = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
-
 
 def read_snapshot(path):
     """Return the dict that is in a snapshot file, and its "model"; nothing in it is executed.

@@ -37,7 +37,6 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new attempt at a download
 TIMEOUT = 30  # seconds without a byte after which a connection counts as broken
 
-
 @contextmanager
 def whole_file(path, mode="wb"):
     """Open a file for writing that takes its name only when all of it is safely on the disk."""
@@ -55,7 +54,6 @@ def whole_file(path, mode="wb"):
         if isinstance(error, OSError):
             error.filename = str(path)
         raise error
-
 
 def download(url, path, headers=None):
     """Fetch an address into the file path, whole or not at all. What a broken attempt left in
@@ -105,7 +103,6 @@ def download(url, path, headers=None):
         except OSError as error:  # of the disk
             raise OSError(error.errno, error.strerror, str(path)) from error
 
-
 def fingerprint(path):
     """Return a sha256 of a file's size and of up to 64 stretches of it: cheap at any size."""
     size = os.path.getsize(path)
@@ -115,7 +112,6 @@ def fingerprint(path):
             file.seek(i * size // 64)
             digest.update(file.read(min(65536, size // 64 + 1)))
     return digest.hexdigest()
-
 
 def train_bpe(word_counts, vocab_size):
     """Learn a byte-level BPE: {word: count} -> list of tokens, as latin-1; the id is the place.
@@ -128,12 +124,10 @@ def train_bpe(word_counts, vocab_size):
     characters = dict(tokens)  # token -> chr(id)
     pair_counts = collections.Counter()
     places = collections.defaultdict(set)  # pair -> the words it has been in
-
     def count(place, sign):
         for pair in itertools.pairwise(words[place]):
             pair_counts[pair] += sign * counts[place]
             places[pair].add(place)
-
     for place in range(len(words)):
         count(place, 1)
     while len(tokens) < vocab_size - 1:  # the last id is <|endoftext|>'s
@@ -151,13 +145,11 @@ def train_bpe(word_counts, vocab_size):
         del pair_counts[pair]
     return list(characters)
 
-
 def load_tokenizer(description):
     """Return the tiktoken.Encoding of a description: {"name", "tokens"}, each token as latin-1."""
     ranks = {token.encode("latin-1"): i for i, token in enumerate(description["tokens"])}
     return tiktoken.Encoding(description["name"], pat_str=PATTERN, mergeable_ranks=ranks,
                              special_tokens={END_OF_TEXT: len(description["tokens"])})
-
 
 def gpt2_tokenizer():
     """Return the description of OpenAI's tokenizer, which tiktoken downloads once and caches."""
@@ -168,7 +160,6 @@ def gpt2_tokenizer():
                       "try again with a network, or use --tokenizer=bpe") from error
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
     return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
-
 
 def pieces(path, start=0, end=sys.maxsize):
     """Yield a text file, from one character to another, in pieces of about a megabyte that can be
@@ -188,18 +179,8 @@ def pieces(path, start=0, end=sys.maxsize):
             raise ValueError(f"{path}: byte {place} is not UTF-8 ({error.reason})") from error
     yield rest
 
-
-def encoded(texts, encoding):
-    """Yield (text, its ids as an array) for each text of an iterator; all cores work on them."""
-    encode = lambda text: encoding.encode_to_numpy(text, disallowed_special=())
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        while batch := list(itertools.islice(texts, 32)):
-            yield from zip(batch, threads.map(encode, batch))
-
-
 def sealed(meta):  # -> the same with a sha256 of itself
     return meta | {"sha256": hashlib.sha256(json.dumps(meta).encode()).hexdigest()}
-
 
 def read_meta(folder):
     """Return what meta.json says, None without one; ValueError if it is not as it was written."""
@@ -210,7 +191,6 @@ def read_meta(folder):
             return meta
     raise ValueError(f"{path} is damaged: python prepare.py --out_dir={folder} makes it anew")
 
-
 def settle(folder):
     """Finish a writing that was cut off after meta.json: its .bin.new files take their names."""
     meta = read_meta(folder)
@@ -218,7 +198,6 @@ def settle(folder):
         new = Path(folder, f"{split}.bin.new")
         if new.exists() and fingerprint(new) == meta["splits"][split]["fingerprint"]:
             os.replace(new, new.with_suffix(""))
-
 
 def main(arguments=None):
     globals().update(config.override(__file__, arguments))
@@ -241,6 +220,7 @@ def main(arguments=None):
                                     for word in regex.findall(PATTERN, text))
         description = {"name": "bpe", "tokens": train_bpe(words, vocab_size)}
     encoding = load_tokenizer(description)
+    encode = lambda text: encoding.encode_to_numpy(text, disallowed_special=())
     dtype = np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")
 
     Path(out_dir).mkdir(parents=True, exist_ok=True)
@@ -252,11 +232,13 @@ def main(arguments=None):
     for split, start, end in zip(SPLITS, [0, *ends], ends):
         path = Path(out_dir, f"{split}.bin.new")
         size = count = 0
-        with whole_file(path) as file:
-            for text, ids in encoded(pieces(input, start, end), encoding):
-                size += len(text.encode())
-                count += len(ids)
-                file.write(ids.astype(dtype).tobytes())
+        texts = pieces(input, start, end)
+        with whole_file(path) as file, ThreadPoolExecutor(os.cpu_count()) as threads:
+            while batch := list(itertools.islice(texts, 32)):  # all cores work on them
+                for text, ids in zip(batch, threads.map(encode, batch)):
+                    size += len(text.encode())
+                    count += len(ids)
+                    file.write(ids.astype(dtype).tobytes())
         splits[split] = {"tokens": count, "bytes": size, "fingerprint": fingerprint(path)}
         print(f"{split:6}{count:14,}{size:16,}{size / max(1, count):14.2f}")
     with open(input, "rb") as file:
@@ -269,7 +251,6 @@ def main(arguments=None):
     settle(out_dir)  # from here on the new data counts: the files take their names
     learned = [repr(encoding.decode([i])) for i in range(256, encoding.n_vocab - 1)]
     print("tokens learned:", *learned[:8], "...", *learned[-8:])
-
 
 if __name__ == "__main__":
     raise SystemExit(config.run(main))

@@ -41,14 +41,12 @@ device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes the fastest that
 dtype = "auto"  # 'float32', 'bfloat16' or 'float16'
 compile = False  # on CUDA: record the work of one token once, as a CUDA graph, and replay it
 
-
 def change_settings(arguments, current=None):  # one that can't be meant ends with exit code 2
     settings = config.override(__file__, arguments, current)
     config.at_least(settings, 1, "num_samples stride")
     if not 0 < settings["top_p"] <= 1:
         config.usage(f"top_p={settings['top_p']}: expected above 0 and at most 1")
     globals().update(settings)
-
 
 def load_model():  # -> the one that init_from and snapshot name, with its tokenizer
     if init_from not in ("auto", "resume"):
@@ -61,11 +59,9 @@ def load_model():  # -> the one that init_from and snapshot name, with its token
         raise ValueError(f"there is no snapshot in {out_dir}: python train.py makes one")
     return GPT.from_snapshot(there[0] if snapshot == "auto" else named.get(snapshot, snapshot))
 
-
 def decoder(encoding):  # -> a function token -> text; it holds back half a character
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     return lambda token: decode(encoding.decode_bytes([token] * (token != encoding.eot_token)))
-
 
 def generate(model, encoding, text):
     """Print continuations of the text one after the other, the first one as it grows."""
@@ -94,7 +90,6 @@ def generate(model, encoding, text):
         print(steps[-1][0], end="", flush=not probs)
     print("", *map("".join, [*zip(*steps)][1:]), sep="\n---------------\n", flush=True)
 
-
 def converse(model, encoding):
     """Read prompts and print continuations until the input ends; Ctrl-C stops a text."""
     print("Type a prompt; /temperature 0.5 changes a setting; Ctrl-D leaves.", file=sys.stderr)
@@ -111,7 +106,6 @@ def converse(model, encoding):
             print(error, file=sys.stderr)
         except SystemExit:  # usage has said why
             pass
-
 
 @torch.inference_mode()
 def print_score(model, encoding, text):
@@ -132,7 +126,6 @@ def print_score(model, encoding, text):
     print(f"{len(ids) - 1} tokens, {size} bytes: loss {loss:.4f}, perplexity "
           f"{math.exp(min(loss, 700)):.2f}, bits per byte {total / math.log(2) / size:.4f}")
 
-
 def main(arguments=None):
     change_settings(arguments)
     target_device, matrix_dtype, _ = choose_device(device, dtype)
@@ -152,7 +145,6 @@ def main(arguments=None):
         return print_score(model, encoding, text)
     model.pack(beams or num_samples)
     return converse(model, encoding) if interactive else generate(model, encoding, text)
-
 
 if __name__ == "__main__":
     raise SystemExit(config.run(main))

@@ -71,22 +71,18 @@ compile = "auto"  # torch.compile: True, False; 'auto' for CUDA only
 parallel = "ddp"  # under torchrun: 'ddp' gives each process a whole model, 'fsdp' a share of it
 activation_checkpointing = False  # compute each block twice and keep only its input in memory
 
-LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", "val_loss",
-               "val_perplexity", "val_bits_per_byte")
-
+HEADER = "step epoch tokens seconds lr train_loss val_loss val_perplexity val_bits_per_byte".split()
 
 def keep_memory():  # glibc: giving memory back and getting it again, cleared, costs half a step
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         ctypes.CDLL(None).mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: never shrink the heap
         ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX: large tensors come from the heap, too
 
-
 def sum_over_processes(*numbers):  # -> the same sums in each process
     together = torch.tensor(numbers, dtype=torch.float64)
     if dist.is_initialized():
         dist.all_reduce(together)
     return together.tolist()
-
 
 def load_data(folder):
     """Return (meta, {split: token ids}); the ids are mapped, so that only what is used is read.
@@ -109,10 +105,8 @@ def load_data(folder):
     meta["tokenizer"] = meta["tokenizer"] or gpt2_tokenizer()
     return meta, data
 
-
 def hashed(*numbers):  # -> 64 random bits that are a function of the numbers
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
-
 
 def shuffled(k, n, *key):
     """Return the place of k in a permutation of range(n) that is computed, not stored: a Feistel
@@ -123,7 +117,6 @@ def shuffled(k, n, *key):
         left, right = right, left ^ hashed(*key, turn, right) % half
     k = left * half + right
     return k if k < n else shuffled(k, n, *key)
-
 
 def get_batch(tokens, first):  # -> ids (batch_size, block_size + 1)
     """Return the run's sequences number first, first + 1, ... An epoch cuts the ring of tokens into
@@ -136,10 +129,8 @@ def get_batch(tokens, first):  # -> ids (batch_size, block_size + 1)
     places = np.add.outer(starts, np.arange(block_size + 1)) % len(tokens)
     return torch.from_numpy(tokens[places].astype(np.int64))
 
-
 def whole(tensor):  # the tensor, or all of it where each of FSDP's processes has a share
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
 
 def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
     """Bring the singular values of each matrix to about 1, all matrices of a shape at once: five
@@ -153,7 +144,6 @@ def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
         x = torch.baddbmm(x, polynomial, x, beta=3.4445)
     return x
-
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalized, so that no few directions of a matrix dominate it.
@@ -179,7 +169,6 @@ class Muon(torch.optim.Optimizer):
                                                            src_data_rank=None)
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
-
 def make_optimizers(model):  # (their learning rates are set before each update)
     """Return AdamW and, where that is the setting, Muon for the matrices inside the blocks."""
     matrices, embeddings, vectors = model.parameter_groups()
@@ -189,7 +178,6 @@ def make_optimizers(model):  # (their learning rates are set before each update)
         decayed = dict(params=matrices + embeddings, weight_decay=weight_decay)
         muon, groups = [], [decayed, dict(params=vectors)]
     return [torch.optim.AdamW(groups, betas=(beta1, beta2), weight_decay=0.0, fused=True), *muon]
-
 
 def lr_factor(step, last):
     """Return what the highest learning rates are multiplied by in iteration step of last."""
@@ -201,7 +189,6 @@ def lr_factor(step, last):
     done = min(1.0, (step - warmup_iters) / max(1, (lr_decay_iters or last) - warmup_iters))
     left = 1 - done if lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return lowest + (1 - lowest) * left
-
 
 def distributed(model, device):
     """Return what to call for the loss: DDP's wrapper of the model, or the model itself, of which
@@ -218,11 +205,10 @@ def distributed(model, device):
     model.to(device)
     return torch.nn.parallel.DistributedDataParallel(model) if dist.is_initialized() else model
 
-
 def write_log(rows):
     """Write log.csv and draw loss.svg: the training loss of each row, and the validation loss."""
     with whole_file(Path(out_dir, "log.csv"), "w") as file:
-        file.writelines(",".join(map(str, row)) + "\n" for row in [LOG_COLUMNS, *rows])
+        file.writelines(",".join(map(str, row)) + "\n" for row in [HEADER, *rows])
     losses = [float(loss) for row in rows for loss in row[5:7] if loss] or [0]
     last, low, high = int(rows[-1][0]) if rows else 1, min(losses), max(losses) + 0.01
     x = lambda step: round(60 + 720 * int(step) / last, 1)  # the axes go from 60 to 780 ...
@@ -237,10 +223,9 @@ def write_log(rows):
     for column, color in ((5, "steelblue"), (6, "crimson")):
         points = " ".join(f"{x(row[0])},{y(row[column])}" for row in rows if row[column])
         svg.append(f'<polyline points="{points}" fill="none" stroke="{color}"/>'
-                   f'<text x="690" y="{20 * column}" fill="{color}">{LOG_COLUMNS[column]}</text>')
+                   f'<text x="690" y="{20 * column}" fill="{color}">{HEADER[column]}</text>')
     with whole_file(Path(out_dir, "loss.svg"), "w") as file:
         file.write("\n".join([*svg, "</svg>"]))
-
 
 @torch.no_grad()
 def print_samples(model, encoding, tokens, device, count):
@@ -254,7 +239,6 @@ def print_samples(model, encoding, tokens, device, count):
     if text.numel():
         print(f"  text      |{encoding.decode(text[0].tolist())!r}")
         print(f"  predicted |{encoding.decode(model(text, text)[0].argmax(-1)[0].tolist())!r}")
-
 
 def main(arguments=None):
     started = time.time()
@@ -335,6 +319,7 @@ def main(arguments=None):
         for opt, state in zip(optimizers, snapshot["optimizer_state_dict"]):
             dcp.set_optimizer_state_dict(model, opt, state, options=full)
         scaler.load_state_dict(snapshot["scaler_state_dict"] or scaler.state_dict())
+        snapshot = path  # to have its memory back
         print(f"going on from {path}")
     tokens = batch_size * gradient_accumulation_steps * block_size  # in one iteration
     tokens_per_epoch = len(data["train"]) // block_size * block_size
@@ -344,7 +329,6 @@ def main(arguments=None):
     report = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format
     print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {last} "
           f"iterations of {tokens:,}, {target_device.type}, {str(matrix_dtype)[6:]}, {optimizer}")
-
     def loss_of(ids):  # (B, T + 1) -> mean loss, each token predicted from those before it
         if ids.max() >= model.config.vocab_size:
             raise ValueError(f"{data_dir} holds the token id {ids.max()}, but its vocabulary has "
@@ -371,7 +355,6 @@ def main(arguments=None):
         nats, count = sum_over_processes(nats, count)
         bits = nats / math.log(2) * len(tokens) / meta["splits"][split].get("bytes", math.nan)
         return nats / count, math.exp(min(nats / count, 700)), bits / count
-
     def save(name):  # one file that alone is enough to go on or to generate text
         weights = dcp.get_model_state_dict(model, options=full)
         states = [dcp.get_optimizer_state_dict(model, opt, options=full) for opt in optimizers
@@ -387,11 +370,9 @@ def main(arguments=None):
         sum_over_processes(0)  # the others wait until it is written
 
     if eval_only:
-        print(report("validation", *losses_on("val")))
-        return
+        return print(report("validation", *losses_on("val")))
     if snapshot and finished() and (out / "final_model.pt").exists():
-        print(f"nothing left to do: {out_dir}/final_model.pt is the end of this run")
-        return
+        return print(f"nothing left to do: {out_dir}/final_model.pt is the end of this run")
     if sum_over_processes(step) != [step * n_processes]:
         raise ValueError(f"out_dir={out_dir} has to be a folder that all processes share")
     rows = [line.split(",") for log in out.glob("log.csv")
@@ -491,7 +472,6 @@ def main(arguments=None):
         path = out / ("best.pt" if best < math.inf else "final_model.pt")
         dcp.set_model_state_dict(model, read_snapshot(path)["model_state_dict"], options=full)
         print(report(f"test with {path}", *losses_on("test")))
-
 
 if __name__ == "__main__":
     raise SystemExit(config.run(main))

@@ -14,25 +14,21 @@ def usage(message):
     print("error:", *message.splitlines(), file=sys.stderr)
     raise SystemExit(2)
 
-
 def read_settings(script):
     """Return {name: (default, comment)} of the script's source above its first function."""
     source = Path(script).read_text(encoding="utf-8").split("\ndef ")[0]
     lines = re.findall(r"^([a-z]\w*) = (.+?)  # (.+)$", source, re.MULTILINE)
     return {name: (ast.literal_eval(default), comment) for name, default, comment in lines}
 
-
 def one_of(settings, **allowed):
     for name, values in allowed.items():
         if settings[name] not in values:
             usage(f"{name}={settings[name]!r}: expected one of {', '.join(map(repr, values))}")
 
-
 def at_least(settings, least, names):
     for name in names.split():
         if not least <= settings[name] < (2**63 if type(settings[name]) is int else float("inf")):
             usage(f"{name}={settings[name]}: expected a number from {least}, below 2**63")
-
 
 def assign(settings, described, name, value, text):
     """Set settings[name] to a value of the type of its default; text is what it was read from."""
@@ -48,7 +44,6 @@ def assign(settings, described, name, value, text):
     if type(value) is not expected:
         usage(f"{name}={value!r}: expected {expected.__name__}, not {type(value).__name__}")
     settings[name] = value
-
 
 def override(script, arguments, current=None):
     """Return {name: value}: the defaults, or the current settings, as the arguments change them."""
@@ -81,7 +76,6 @@ def override(script, arguments, current=None):
         else:
             usage(f"{argument!r} is neither --setting=value nor a config file ending in .py")
     return settings
-
 
 def run(main, arguments=None):
     """Call main(arguments) and return the exit code; what a user can cause ends in one line."""

@@ -98,8 +98,6 @@ def stages(lines, megabytes, folder):
             ("reading, in pieces", lambda: collections.deque(prepare.pieces(path), maxlen=0)),
             ("sha256", lambda: [hashlib.sha256(text.encode()) for text in texts]),
             ("counting words, for a BPE", lambda: words_of(texts)),
-            ("encoding as prepare.py does",
-             lambda: collections.deque(prepare.encoded(iter(texts), encoding), maxlen=0)),
             ("all of prepare.py", whole)):
         seconds = timed(function)
         print(f"{name:28}{size / seconds:8.1f}{tokenizer / seconds:17.0%}", flush=True)

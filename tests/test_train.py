@@ -166,7 +166,7 @@ def test_a_run_writes_the_files_of_the_design(finished_run):
 
 def test_the_log_has_a_row_for_each_line_and_evaluation(finished_run, data_dir):
     log = rows(finished_run)
-    assert list(log[0]) == list(train.LOG_COLUMNS)
+    assert list(log[0]) == list(train.HEADER)
     assert [int(row["step"]) for row in log] == list(range(1, 13))
     assert [int(row["step"]) for row in log if row["val_loss"]] == [4, 8, 12]
     meta, data = train.load_data(data_dir)
