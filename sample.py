@@ -114,8 +114,7 @@ def print_score(model, encoding, text):
     if len(ids) < 2:
         raise ValueError(f"{score} is too short to be scored: it needs two tokens")
     block_size = model.config.block_size
-    total = 0.0
-    scored = 1  # the first token follows nothing
+    total, scored = 0.0, 1  # the first token follows nothing
     for end in (*range(block_size + 1, len(ids), min(stride, block_size)), len(ids)):
         window = ids[None, max(0, end - block_size - 1):end]
         logits = model(window[:, :-1], window[:, 1:])[0][0, scored - end:].float()

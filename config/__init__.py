@@ -40,7 +40,7 @@ def assign(settings, described, name, value, text):
     value = text if expected is str and type(value) is not str else value  # --start=1984
     if expected in (int, float) and type(value) in (int, float):
         at_least({name: value}, 0, name)
-        value = expected(value) if expected is float or value % 1 == 0 else value
+        value = expected(value) if expected is float or value % 1 == 0 and value < 2**63 else value
     if type(value) is not expected:
         usage(f"{name}={value!r}: expected {expected.__name__}, not {type(value).__name__}")
     settings[name] = value
@@ -59,7 +59,7 @@ def override(script, arguments, current=None):
             name, equals, text = argument[2:].partition("=")
             try:
                 value = ast.literal_eval(text) if equals else True
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                 value = text
             assign(settings, described, name, value, text if equals else True)
         elif argument.endswith(".py"):  # Python, and trusted
@@ -91,7 +91,7 @@ def run(main, arguments=None):
         name = getattr(error, "filename", None)
         message = f"{name}: {error.strerror}" if name else str(error)
     except (RuntimeError, MemoryError) as error:
-        if not re.search("out of memory|can't allocate memory|overflow|^$", str(error)):
+        if not re.search("out of memory|(can't|Unable to) allocate|overflow|^$", str(error)):
             raise
         message = "out of memory: lower batch_size, block_size or the size of the model"
     print("error:", *message.splitlines(), file=sys.stderr)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy
 import pytest
 from conftest import ROOT, call
 
@@ -59,6 +60,7 @@ def test_the_defaults_are_the_assignments_above_the_first_function(script):
     ("--name='quoted'", "name", "quoted"),
     ("--name=1984", "name", "1984"),
     ("--name=True", "name", "True"),
+    ("--name={{}}", "name", "{{}}"),
     ("--name=", "name", ""),
     ("--name=a=b", "name", "a=b"),
     ("--quiet", "quiet", True),
@@ -74,7 +76,7 @@ def test_a_value_is_read_as_a_literal_of_the_settings_type(script, argument, nam
 
 @pytest.mark.parametrize("argument", ["--steps=1.5", "--steps=many", "--steps=True", "--steps",
                                       "--rate=fast", "--rate=nan", "--quiet=1", "--quiet=no",
-                                      "--name", "--steps=[1]", "--steps=None"])
+                                      "--name", "--steps=[1]", "--steps=None", "--steps=1e300"])
 def test_a_wrong_type_is_refused_with_what_was_found_and_expected(script, capsys, argument):
     error = usage_error(capsys, script, argument)
     assert argument[2:].split("=")[0] in error
@@ -163,6 +165,11 @@ def test_an_error_of_a_script_is_one_line_and_an_exit_code():
                           capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr == "error: nowhere.txt: No such file or directory\n"
+
+
+def test_too_large_an_array_is_one_line_too(capsys):
+    assert config.run(lambda _: numpy.empty(1 << 60, numpy.uint8), []) == 1
+    assert capsys.readouterr().err.startswith("error: out of memory: lower batch_size")
 
 
 RECIPES = sorted((ROOT / "config").glob("[a-z]*.py"))
