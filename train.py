@@ -250,11 +250,12 @@ def main(arguments=None):
                     "keep_snapshots log_interval eval_interval lr_step_iters block_size")
     globals().update(settings)
     keep_memory()
+    if "RANK" in os.environ and device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # or all would take a part of GPU 0
     target_device, matrix_dtype, compiled = choose_device(device, dtype, compile)
     on_gpu = target_device.type == "cuda"
     rank, n_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if "RANK" in os.environ:  # torchrun started this process, and others
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if on_gpu else -1)  # (-1: none)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
         atexit.register(dist.destroy_process_group)  # left to Python's end, it can abort that ...
         atexit.register(gc.collect)  # ... and so it is while DDP, in a cycle, refers to it
@@ -319,7 +320,7 @@ def main(arguments=None):
         for opt, state in zip(optimizers, snapshot["optimizer_state_dict"]):
             dcp.set_optimizer_state_dict(model, opt, state, options=full)
         scaler.load_state_dict(snapshot["scaler_state_dict"] or scaler.state_dict())
-        snapshot = path  # to have its memory back
+        snapshot, state = path, None  # to have their memory back
         print(f"going on from {path}")
     tokens = batch_size * gradient_accumulation_steps * block_size  # in one iteration
     tokens_per_epoch = len(data["train"]) // block_size * block_size

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, TINY, succeed
+import torch
+from conftest import ROOT, TINY, call, succeed
 
+import train
 from model import read_snapshot
 
 RUN = [*TINY, "--gradient_accumulation_steps=4", "--optimizer=muon", "--max_iters=20"]
@@ -46,3 +48,19 @@ def test_micro_batches_that_cant_be_divided_are_refused_with_the_numbers(data_di
                     "--gradient_accumulation_steps=3")
     assert done.returncode != 0
     assert "gradient_accumulation_steps=3" in done.stderr and "2 processes" in done.stderr
+
+
+def test_each_process_takes_its_own_gpu_before_it_touches_any(monkeypatch):
+    calls = []
+
+    def choose_device(*settings):
+        calls.append("a GPU is touched")
+        raise ValueError("enough")
+
+    for name, value in (("RANK", "3"), ("LOCAL_RANK", "3"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(train, "choose_device", choose_device)
+    assert call("train")[0] == 1
+    assert calls == [3, "a GPU is touched"]
