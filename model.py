@@ -381,8 +381,10 @@ class GPT(nn.Module):
             weights, state = {}, {}
             for path in weight_files(folder):
                 weights |= READERS[path.suffix](path)
-            if config.n_layer > len(weights):
-                raise ValueError(f"n_layer={config.n_layer}, but it has {len(weights)} tensors")
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            numbers = sum(tensor.numel() for tensor in weights.values())  # (stride 0 repeats one)
+            if config.n_layer > len(weights) or numbers > size:
+                raise ValueError(f"{size} bytes can't hold n_layer={config.n_layer}, {numbers=}")
             prefix = "transformer." * ("wte.weight" in weights)  # left out in old files
             for key in sorted(weights, key=lambda key: -weights[key].numel()):  # (wte needs most)
                 key, tensor = prefix + key, weights.pop(key)
@@ -399,7 +401,7 @@ class GPT(nn.Module):
             model.tokenizer = read_tokenizer(folder / "tokenizer.json", config.vocab_size)
             return model
         except Exception as error:  # a broken file can raise anything at all
-            reason = " ".join(str(error).split()) or repr(error)
+            reason = "no " * (type(error) is KeyError) + " ".join(str(error).split()) or repr(error)
             raise ValueError(f"{name} can't be used: {reason:.250}") from error
 
     def save_pretrained(self, folder, tokenizer=None):
@@ -581,7 +583,6 @@ def read_tensorflow(path):
             key = key[:shared] + file.read(more)  # it may begin as the one before did
             found[key] = file.read(length)
         return found
-
     footer, entries = io.BytesIO(index[-48:]), {}
     varint(footer), varint(footer)  # the place and size of a table without use
     for handle in table(footer).values():

@@ -60,8 +60,7 @@ def download(url, path, headers=None):
     path.part is gone on with, by up to four more attempts and by the next call. The length and
     the sha256 in X-Linked-Etag are checked. Raises OSError, one line that names the address."""
     import requests  # here, since that takes as long as preparing a small text
-
-    part = Path(f"{path}.part")
+    part = Path(f"{path}.part{os.environ.get('RANK', '')}")  # torchrun's processes have one each
     part.parent.mkdir(parents=True, exist_ok=True)
     for delay in (*RETRY_DELAYS, None):
         size = part.stat().st_size if part.exists() else 0
@@ -77,9 +76,9 @@ def download(url, path, headers=None):
                 with open(part, "ab" if size else "wb") as file:
                     for block in response.iter_content(1 << 16):
                         size += file.write(block)
-                        speed = (size - old) / (time.monotonic() - start + 1e-9)
-                        print(f"{part.stem}: {size / 1e6:.1f} of {total / 1e6:.1f} MB, "
-                              f"{speed / 1e6:.1f} MB/s", end="  \r", file=sys.stderr, flush=True)
+                        speed = (size - old) / 1e6 / (time.monotonic() - start + 1e-9)
+                        print(f"{part.stem}: {size / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} "
+                              "MB/s", file=sys.stderr, end="\n" if size == total else "  \r")
             if size < total:
                 raise ConnectionError(f"{size:,} of {total:,} bytes came")
             linked = [each.headers.get("X-Linked-Etag") for each in (*response.history, response)]

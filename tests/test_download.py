@@ -3,12 +3,16 @@
 import hashlib
 import http.server
 import io
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 import urllib3
+from conftest import ROOT
 
 import config
 import prepare
@@ -71,6 +75,10 @@ class Answer(http.server.BaseHTTPRequestHandler):
             self.wfile.flush()
             time.sleep(1 if fault == "stalls" else 0)
             self.close_connection = True
+        elif fault == "slow":
+            for i in range(0, len(body), 300_000):
+                self.wfile.write(body[i:i + 300_000])
+                time.sleep(0.1)
         else:
             self.wfile.write(body)
 
@@ -99,7 +107,8 @@ def test_a_file_is_fetched_whole_with_a_line_of_size_and_speed(server, tmp_path,
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.bin"]
     assert len(server.ranges) == 1 and server.tokens == ["Bearer secret"]
     out, err = capsys.readouterr()
-    assert out == "" and "file.bin: 3.0 of 3.0 MB, " in err and "MB/s" in err
+    assert out == "" and "file.bin: 3.0 of 3.0 MB, " in err
+    assert err.endswith("MB/s\n")  # what is printed next, a text perhaps, has a line of its own
 
 
 @pytest.mark.parametrize("faults", [
@@ -201,6 +210,18 @@ def test_a_full_disk_names_the_file_and_what_came_is_gone_on_with(server, tmp_pa
     assert len(server.ranges) == 1 and (tmp_path / "x.part").stat().st_size > 1_000_000
     prepare.download(server.url, path)
     assert path.read_bytes() == DATA and int(server.ranges[1][6:-1]) > 1_000_000
+
+
+def test_processes_of_one_torchrun_do_not_disturb_each_other(server, tmp_path):
+    server.faults = ["slow"] * 3
+    command = "import sys, prepare; prepare.download(*sys.argv[1:])"
+    runs = [subprocess.Popen([sys.executable, "-c", command, server.url, tmp_path / "x"], cwd=ROOT,
+                             env=os.environ | {"RANK": str(rank)}, stderr=subprocess.PIPE)
+            for rank in range(3)]
+    for run in runs:
+        assert run.communicate()[1].endswith(b"MB/s\n") and run.returncode == 0
+    assert (tmp_path / "x").read_bytes() == DATA
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_the_constants_of_a_download_are_no_settings():
