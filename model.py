@@ -398,7 +398,8 @@ class GPT(nn.Module):
                 model = cls(config)
             model.load_state_dict(state | {"lm_head.weight": head}, assign=True)
             model.lm_head.weight = model.transformer.wte.weight
-            model.tokenizer = read_tokenizer(folder / "tokenizer.json", config.vocab_size)
+            with suppress(OSError):  # (GPT-2's own may not be at hand)
+                model.tokenizer = read_tokenizer(folder / "tokenizer.json", config.vocab_size)
             return model
         except Exception as error:  # a broken file can raise anything at all
             reason = "no " * (type(error) is KeyError) + " ".join(str(error).split()) or repr(error)

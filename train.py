@@ -337,7 +337,6 @@ def main(arguments=None):
         ids = (ids.pin_memory() if on_gpu else ids).to(target_device, non_blocking=True)
         with autocast:
             return forward(ids[:, :-1].clamp(min=0), ids[:, 1:], return_logits=False)[1]
-
     @torch.no_grad()
     def losses_on(split):  # -> (nats per token, perplexity, bits per byte)
         tokens, nats, count = data[split], 0.0, 0

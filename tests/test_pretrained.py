@@ -475,3 +475,13 @@ def test_a_shard_can_not_lie_outside_its_folder(hub, exported, tmp_path):
         GPT.from_pretrained("owner/name")
     inside = tmp_path / "hub" / "models--owner--name" / "snapshots" / "main"
     assert all(path.parent == inside for path in (tmp_path / "hub").rglob("*.safetensors*"))
+
+
+def test_without_gpt2s_vocabulary_at_hand_the_weights_are_read_all_the_same(tmp_path, monkeypatch):
+    def none(name):
+        raise OSError("no network")
+    GPT(GPTConfig(8, 50257, 1, 2, 4)).save_pretrained(tmp_path / "plain")
+    monkeypatch.setattr(prepare.tiktoken, "get_encoding", none)
+    assert GPT.from_pretrained(tmp_path / "plain").tokenizer is None
+    code, out, err = call("sample", f"--init_from={tmp_path / 'plain'}", "--device=cpu")
+    assert code == 1 and out == "" and "tokenizer" in err
