@@ -208,11 +208,11 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=std)
 
     def forward(self, idx, targets=None, return_logits=True, cache=None, position=None):
-        """Predict what follows the token ids idx (B, T), T up to block_size, after what is in a
-        cache. Returns (logits, loss): with targets (B, T), the ids that follow, -1 where none
-        counts, (B, T, vocab_size), or None to save memory, and the mean cross-entropy in nats;
-        (B, 1, vocab_size) and None without. position (1,), the place of a single token, is for a
-        step on all of the cache, whose shapes are always the same."""
+        """Predict what follows each of the token ids idx (B, T), T up to block_size; a cache holds
+        what came before them. Returns (logits, loss). Without targets: (B, 1, vocab_size), for the
+        last position alone, and None. With targets (B, T), the ids that follow, -1 where none
+        counts: (B, T, vocab_size), or None without return_logits, and the mean loss in nats.
+        position (1,), the place of a single token, makes a step whose shapes never change."""
         T, start, end, mask = idx.size(1), 0, self.config.block_size, None
         if position is None:
             start = cache.length if cache else 0
@@ -613,7 +613,7 @@ def read_snapshot(path):
         model = snapshot["model"] = GPT(GPTConfig(**snapshot["model_config"]))
         model.load_state_dict(dict(snapshot["model_state_dict"]))
         model.tokenizer = snapshot["tokenizer"]
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):  # which say nothing about what is in the file
         raise
     except Exception as error:  # a broken pickle can raise anything at all
         reason = " ".join(str(error).split()) or repr(error)

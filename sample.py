@@ -52,7 +52,7 @@ def load_model():  # -> the one that init_from and snapshot name, with its token
     if init_from not in ("auto", "resume"):
         return GPT.from_pretrained(init_from)
     out = Path(out_dir)
-    latest = max(out.glob("snapshots/*.pt"), key=lambda path: path.stat().st_mtime, default=out)
+    latest = max(out.glob("snapshots/*.pt"), key=lambda p: p.stat().st_mtime, default=out / "latest")
     named = {"best": out / "best.pt", "final": out / "final_model.pt", "latest": latest}
     there = [path for path in named.values() if path.is_file()]
     if snapshot == "auto" and not there:
