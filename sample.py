@@ -52,7 +52,7 @@ def load_model():  # -> the one that init_from and snapshot name, with its token
     if init_from not in ("auto", "resume"):
         return GPT.from_pretrained(init_from)
     out = Path(out_dir)
-    latest = max(out.glob("snapshots/*.pt"), key=lambda p: p.stat().st_mtime, default=out / "latest")
+    latest = max(out.glob("snapshots/*.pt"), key=lambda path: path.stat().st_mtime, default=out)
     named = {"best": out / "best.pt", "final": out / "final_model.pt", "latest": latest}
     there = [path for path in named.values() if path.is_file()]
     if snapshot == "auto" and not there:
@@ -78,7 +78,7 @@ def generate(model, encoding, text):
     generator = torch.Generator(ids.device).manual_seed(seed)
     decoders = [decoder(encoding) for _ in ids]
     steps = [[text] * num_samples]  # what each row has grown by
-    print(text, end="", flush=not probs)
+    print("" if probs else text, end="", flush=True)
     for new, logits in model.stream(ids, max_new_tokens, temperature, top_k, top_p,
                                     encoding.eot_token, generator, compile):
         steps.append([decode(token) for decode, token in zip(decoders, new[:, 0].tolist())])
@@ -87,8 +87,9 @@ def generate(model, encoding, text):
             likely = chances.topk(min(probs, len(chances))).indices.tolist()
             print(*(f"{'*' if i == chosen else ' '}{encoding.decode([i])!r} {chances[i]:.1%}"
                     for i in likely + [chosen] * (chosen not in likely)), sep="  ", file=sys.stderr)
-        print(steps[-1][0], end="", flush=not probs)
-    print("", *map("".join, [*zip(*steps)][1:]), sep="\n---------------\n", flush=True)
+        print("" if probs else steps[-1][0], end="", flush=True)
+    first, *others = map("".join, zip(*steps))
+    print(first if probs else "", *others, sep="\n---------------\n", flush=True)
 
 def converse(model, encoding):
     """Read prompts and print continuations until the input ends; Ctrl-C stops a text."""

@@ -265,7 +265,6 @@ def main(arguments=None):
                      f"among {n_processes} processes: make it a multiple")
     meta, data = load_data(data_dir)
     encoding = load_tokenizer(meta["tokenizer"])
-
     # What out_dir holds decides how the run begins.
     out, snapshot = Path(out_dir), None
     snapshots = lambda: sorted(out.glob("snapshots/snapshot_step_*.pt"), reverse=True,
