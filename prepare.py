@@ -207,9 +207,9 @@ def main(arguments=None):
 
     shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
     characters = sum(map(len, pieces(input)))
-    if characters * min(filter(None, shares)) < 1:
+    if characters * min(filter(None, shares)) < 1 or not os.path.isfile(input):  # (read thrice)
         raise ValueError(f"{input} has {characters} characters, too few for {val_fraction=} and "
-                         f"{test_fraction=}: give more text, or set them to 0")
+                         f"{test_fraction=}, or is a pipe: give a file, a longer text, or set 0")
     ends = [int(characters * share) for share in (shares[0], 1 - test_fraction, 1)]
 
     if tokenizer == "gpt2":
