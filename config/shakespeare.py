@@ -4,7 +4,7 @@
     python train.py config/shakespeare.py
     python sample.py --start="O gentle night"
 
-For a text of a megabyte, such as Tiny Shakespeare, add --max_iters=930.
+For a text of a megabyte, such as Tiny Shakespeare, add --max_iters=970.
 """
 import torch
 
