@@ -137,7 +137,7 @@ def train_bpe(word_counts, vocab_size):
         token = tokens[pair[0]] + tokens[pair[1]]
         new = characters.setdefault(token, chr(len(characters)))  # perhaps made otherwise before
         tokens[new] = token
-        for place in places.pop(pair):
+        for place in list(places[pair]):
             count(place, -1)
             words[place] = words[place].replace("".join(pair), new)
             count(place, 1)

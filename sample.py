@@ -2,7 +2,6 @@
 
     python sample.py --start="O gentle night"
     python sample.py --start=FILE:prompt.txt --num_samples=3 --temperature=1.0 --top_p=0.9
-    python sample.py --interactive
     python sample.py --start="To be" --max_new_tokens=20 --probs=5   # what it hesitated between
     python sample.py --init_from=gpt2 --score=poem.txt               # how well GPT-2 knows a text
 

@@ -1,7 +1,6 @@
 """Train a GPT-2 on the tokens that prepare.py wrote.
 
     python train.py config/shakespeare.py                # run it again and it goes on where it was
-    python train.py config/shakespeare.py --max_iters=100 --out_dir=out_short
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py     # on eight GPUs"""
 
 import atexit
@@ -329,6 +328,7 @@ def main(arguments=None):
     report = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format
     print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {last} "
           f"iterations of {tokens:,}, {target_device.type}, {str(matrix_dtype)[6:]}, {optimizer}")
+
     def loss_of(ids):  # (B, T + 1) -> mean loss, each token predicted from those before it
         if ids.max() >= model.config.vocab_size:
             raise ValueError(f"{data_dir} holds the token id {ids.max()}, but its vocabulary has "
@@ -354,6 +354,7 @@ def main(arguments=None):
         nats, count = sum_over_processes(nats, count)
         bits = nats / math.log(2) * len(tokens) / meta["splits"][split].get("bytes", math.nan)
         return nats / count, math.exp(min(nats / count, 700)), bits / count
+
     def save(name):  # one file that alone is enough to go on or to generate text
         weights = dcp.get_model_state_dict(model, options=full)
         states = [dcp.get_optimizer_state_dict(model, opt, options=full) for opt in optimizers
