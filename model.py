@@ -129,7 +129,6 @@ class Cache:
     """The keys and values of the tokens read so far. A position looks back at those of earlier
     positions, and these never change: what comes later can't reach back. So each layer keeps them,
     and a new token costs one position's work in place of the whole text's."""
-
     def __init__(self, model, batch_size):
         config, weight = model.config, model.lm_head.weight
         # (n_layer, keys and values, B, n_head, block_size, head_dim)
@@ -386,17 +385,18 @@ class GPT(nn.Module):
             if config.n_layer > len(weights) or numbers > size:
                 raise ValueError(f"{size} bytes can't hold n_layer={config.n_layer}, {numbers=}")
             prefix = "transformer." * ("wte.weight" in weights)  # left out in old files
+            if "lm_head.weight" in weights and not weights.pop("lm_head.weight").equal(
+                    weights["wte.weight" if prefix else "transformer.wte.weight"]):
+                raise ValueError("lm_head.weight isn't wte.weight over again, as in GPT-2")
             for key in sorted(weights, key=lambda key: -weights[key].numel()):  # (wte needs most)
                 key, tensor = prefix + key, weights.pop(key)
                 if tensor.is_floating_point() and not re.search(r"\.attn\.(masked_)?bias$", key):
                     tensor = tensor.t() if ".h." in key and tensor.dim() == 2 else tensor
                     state[key] = torch.empty(tensor.shape).copy_(tensor)  # (the others are masks)
-            head = state.pop(f"{prefix}lm_head.weight", state["transformer.wte.weight"])
-            if not head.equal(state["transformer.wte.weight"]):
-                raise ValueError("lm_head.weight isn't wte.weight over again, as in GPT-2")
             with torch.device("meta"):  # nothing is drawn at random, and no memory touched
                 model = cls(config)
-            model.load_state_dict(state | {"lm_head.weight": head}, assign=True)
+            state["lm_head.weight"] = state["transformer.wte.weight"]
+            model.load_state_dict(state, assign=True)
             model.lm_head.weight = model.transformer.wte.weight
             with suppress(OSError):  # (GPT-2's own may not be at hand)
                 model.tokenizer = read_tokenizer(folder / "tokenizer.json", config.vocab_size)

@@ -267,12 +267,16 @@ print((status("VmHWM") - before) / (4 * model.num_params()))
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured as Linux does it")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_loading_takes_little_more_memory_than_the_model(dtype, tmp_path):
+@pytest.mark.parametrize("head", [False, True])  # a second copy of wte in the file
+def test_loading_takes_little_more_memory_than_the_model(dtype, head, tmp_path):
     shape = dict(block_size=64, vocab_size=20_000, n_layer=6, n_head=8, n_embd=512)
     model = GPT(GPTConfig(**shape))
     (tmp_path / "config.json").write_text(json.dumps(
         CONFIG | shape | dict(n_positions=64)))
     tensors = {name: p.to(dtype) for name, p in sorted(gpt2_tensors(model).items())}  # wte last
+    if head:
+        tensors["lm_head.weight"] = tensors["wte.weight" if "wte.weight" in tensors
+                                            else "transformer.wte.weight"]
     write_safetensors(tmp_path, tensors)
     run = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], cwd=ROOT, capture_output=True,
                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
