@@ -1,19 +1,30 @@
 """Text -> tokens: train a tokenizer, split the text, write data/train.bin, val.bin and test.bin.
 
-    python prepare.py                                    # input.txt, a BPE trained on it
-    python prepare.py --input=mine.txt --tokenizer=gpt2  # OpenAI's vocabulary, for fine-tuning
+    python prepare.py                                           # input.txt, a BPE trained on it
+    python prepare.py --input=letters,more.jsonl.gz             # a folder, a file of documents
+    python prepare.py --input=openwebtext-10k --tokenizer=gpt2  # OpenAI's vocabulary
 
-A .bin file is nothing but token ids, as nanoGPT's are; meta.json says what they mean."""
+A .bin file is nothing but token ids, as nanoGPT's are; meta.json says what they mean. The text may
+be of any size: it's read in pieces, three times, to measure it, to learn from it, to encode it."""
 
+import atexit
+import bz2
 import collections
+import glob
+import gzip
 import hashlib
+import io
 import itertools
 import json
+import lzma
 import os
+import shutil
 import sys
+import tarfile
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +33,15 @@ import tiktoken
 
 import config
 
-input = "input.txt"  # the text, UTF-8
+input = "input.txt"  # file, folder, glob, address, name in SOURCES, or - ; several with commas
+text_key = "text"  # what a line of .jsonl calls its text
+encoding_errors = "strict"  # bytes that aren't UTF-8: 'strict' ends there, 'replace' puts U+FFFD
 tokenizer = "bpe"  # 'bpe': trained here on the training split; 'gpt2': OpenAI's 50,257 tokens
 vocab_size = 2048  # tokens of the trained BPE, <|endoftext|> among them; 257 is plain bytes
+bpe_sample_mb = 20.0  # millions of characters, from all over the training split, to train it on
 val_fraction = 0.1  # share of the text held out for validation while training
 test_fraction = 0.1  # share held out for one last test
+workers = 0  # threads that encode; 0 for one a core
 out_dir = "data"  # folder for train.bin, val.bin, test.bin and meta.json
 
 SPLITS = ("train", "val", "test")
@@ -37,10 +52,21 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new attempt at a download
 TIMEOUT = 30  # seconds without a byte after which a connection counts as broken
 
+RAW, HUB = "https://raw.githubusercontent.com", "https://huggingface.co/datasets"
+SOURCES = {
+    "shakespeare": RAW + "/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    "the-verdict": RAW + "/rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/the-verdict.txt",
+    "wikitext-103": HUB + "/segyges/wikitext-103/resolve/main/wiki.train.raw",
+    "openwebtext-10k": "https://cdn-datasets.huggingface.co/nlp/datasets/openwebtext/"
+                       "openwebtext-10k.tar.xz"}
+TEXTS = ["", *".txt .md .rst .tex .html .csv .log .py .c .h .js .raw .tokens .jsonl".split()]
+PACKED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
 @contextmanager
 def whole_file(path, mode="wb"):
     """Open a file for writing that takes its name only when all of it is safely on the disk."""
     temporary = Path(f"{path}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -160,94 +186,181 @@ def gpt2_tokenizer():
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
     return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
 
-def pieces(path, start=0, end=sys.maxsize):
-    """Yield a text file, from one character to another, in pieces of about a megabyte that can be
-    tokenized one by one: they end before white space that follows something else, which no token
-    reaches across. Raises ValueError with the offset of the first byte that is not UTF-8."""
-    rest, position = "", 0
-    with open(path, encoding="utf-8", newline="") as file:
-        try:
-            while position < end and (block := file.read(1 << 20)):
-                rest += block[max(0, start - position):end - position]
-                position += len(block)
-                if safe := regex.match(r"(?s).*\S(?=[ \n])", rest):
-                    yield safe[0]
-                    rest = rest[safe.end():]
-        except UnicodeDecodeError as error:
-            place = file.buffer.tell() - len(error.object) + error.start
-            raise ValueError(f"{path}: byte {place} is not UTF-8 ({error.reason})") from error
-    yield rest
+def find(sources):
+    """Return the paths of the files that the sources, separated by commas, stand for. What has an
+    address is downloaded once; standard input is kept for as long as this script runs."""
+    paths = []
+    for source in sources.split(","):
+        source = SOURCES.get(source, source)
+        name = hashlib.sha256(source.encode()).hexdigest()[:8] + "-" + source.split("?")[0]
+        path = Path("data/downloads", os.path.basename(name))
+        found = [path]
+        if source == "-":
+            with whole_file(path) as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+            atexit.register(path.unlink, missing_ok=True)
+        elif not source.startswith(("http://", "https://")):
+            pattern = glob.escape(source) if os.path.exists(source) else source
+            found = glob.glob(pattern + "/**" * os.path.isdir(source), recursive=True)
+            found = sorted(filter(os.path.isfile, found))
+        elif not path.exists():
+            download(source, path)
+        if not found:
+            raise FileNotFoundError(2, "No such file, and no file in it", source)
+        paths += found
+    return paths
+
+def unpacked(name, file):
+    """Yield (name, stream) of a text, or of each text in what is packed, however deep."""
+    stem, ending = os.path.splitext(name)
+    if ending in PACKED:
+        yield from unpacked(stem, PACKED[ending](file))
+    elif ending == ".tar" or file.peek(512)[257:262] == b"ustar":
+        archive = tarfile.open(fileobj=file, mode="r:")
+        for member in iter(archive.next, None):
+            archive.members.clear()  # else memory would grow with their number
+            if member.isfile():
+                yield from unpacked(f"{name}/{member.name}", archive.extractfile(member))
+        if file.read(1 << 20)[:512] != bytes(512):  # and so on to the checksum of a .gz
+            raise ValueError("the end of the archive is missing")
+    elif ending == ".zip":
+        archive = zipfile.ZipFile(file)
+        for member in archive.namelist():
+            if not member.endswith("/"):
+                yield from unpacked(f"{name}/{member}", archive.open(member))
+    elif ending not in TEXTS:
+        raise ValueError(f"unknown ending: expected .zip, .tar or {' '.join(TEXTS[1:])}, each also "
+                         "with .gz, .bz2 or .xz")
+    elif not os.path.basename(name).startswith("."):  # what systems hide in archives is no text
+        yield name, io.TextIOWrapper(file, "utf-8", encoding_errors, newline="\n")
+
+def texts(name, stream):
+    """Yield (text, last) for all pieces of the documents in a file, last with the end of one.
+    Pieces end before white space that follows something else, which no token reaches across."""
+    rest = ""
+    if name.endswith(".jsonl"):
+        for number, line in enumerate(stream, 1):
+            try:
+                if not line.isspace():
+                    yield json.loads(line)[text_key].encode("utf-8", encoding_errors).decode(), True
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+                raise ValueError(f"line {number} isn't JSON with a text as its {text_key=}, or a "
+                                 "text that UTF-8 can't hold") from error
+        return
+    while block := stream.read(1 << 17):
+        rest += block
+        if safe := regex.match(r"(?s).*\S(?=[ \n])", rest):
+            yield safe[0], False
+            rest = rest[safe.end():]
+    yield rest, True
+
+def documents(paths):
+    """Yield (text, last) as texts does, for all files. ValueError names what is broken."""
+    for path in paths:
+        name = path
+        with open(path, "rb") as file:
+            try:
+                for name, stream in unpacked(str(path), file):
+                    yield from texts(name, stream)
+            except Exception as error:  # each format has errors of its own
+                if getattr(error, "errno", None):  # of the disk
+                    raise
+                if isinstance(error, UnicodeDecodeError):
+                    place = stream.buffer.tell() - len(error.object) + error.start
+                    error = f"byte {place} is not UTF-8: --encoding_errors=replace goes on"
+                raise ValueError(f"{name}: {str(error) or repr(error)}") from None
+
+def by_split(paths, ends):
+    """Yield (split, text, last). A single document is cut where splits end, in characters. If ends
+    is None, documents go where a hash of their first piece says: to add some moves no others."""
+    position, last = 0, True
+    for text, ended in documents(paths):
+        if ends:
+            for split, start, end in zip(SPLITS, [0, *ends], ends):
+                yield split, text[max(0, start - position):max(0, end - position)], False
+            position += len(text)
+        else:
+            if last:
+                share = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16**12
+                split = SPLITS[(share < val_fraction + test_fraction) + (share < test_fraction)]
+            yield split, text, ended
+            last = ended
 
 def sealed(meta):  # -> the same with a sha256 of itself
     return meta | {"sha256": hashlib.sha256(json.dumps(meta).encode()).hexdigest()}
 
 def read_meta(folder):
-    """Return what meta.json says, None without one; ValueError if it is not as it was written."""
+    """Return what meta.json says, None without one; ValueError if it is not as it was written.
+    A writing that was cut off after meta.json is finished: .bin.new files take their names."""
     path = Path(folder, "meta.json")
     with suppress(ValueError, TypeError, RecursionError):
         meta = json.loads(path.read_bytes()) if path.exists() else None
         if meta is None or meta == sealed({key: meta[key] for key in meta if key != "sha256"}):
+            for new in path.parent.glob("*.bin.new") if meta else ():
+                if fingerprint(new) == meta["splits"][new.name[:-8]]["fingerprint"]:
+                    os.replace(new, new.with_suffix(""))
             return meta
     raise ValueError(f"{path} is damaged: python prepare.py --out_dir={folder} makes it anew")
 
-def settle(folder):
-    """Finish a writing that was cut off after meta.json: its .bin.new files take their names."""
-    meta = read_meta(folder)
-    for split in SPLITS if meta else ():
-        new = Path(folder, f"{split}.bin.new")
-        if new.exists() and fingerprint(new) == meta["splits"][split]["fingerprint"]:
-            os.replace(new, new.with_suffix(""))
-
 def main(arguments=None):
     globals().update(config.override(__file__, arguments))
-    config.one_of(globals(), tokenizer=("bpe", "gpt2"))
+    config.one_of(globals(), tokenizer=("bpe", "gpt2"), encoding_errors=("strict", "replace"))
     config.at_least(globals(), 257, "vocab_size")
     if val_fraction + test_fraction >= 1:
         config.usage(f"{val_fraction=} and {test_fraction=} leave nothing for training: lower them")
 
+    paths, characters, count = find(input), 0, 0
+    for text, last in documents(paths):
+        characters += len(text)
+        count += last
     shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
-    characters = sum(map(len, pieces(input)))
-    if characters * min(filter(None, shares)) < 1 or not os.path.isfile(input):  # (read thrice)
+    if characters * min(filter(None, shares)) < 1:
         raise ValueError(f"{input} has {characters} characters, too few for {val_fraction=} and "
-                         f"{test_fraction=}, or is a pipe: give a file, a longer text, or set 0")
+                         f"{test_fraction=}: give a longer text, or set 0")
     ends = [int(characters * share) for share in (shares[0], 1 - test_fraction, 1)]
+    parts = lambda: by_split(paths, ends if count == 1 else None)
 
     if tokenizer == "gpt2":
         description = gpt2_tokenizer()
     else:
-        words = collections.Counter(word for text in pieces(input, 0, ends[0])
+        share = min(1, bpe_sample_mb * 1e6 / characters / shares[0])  # of the pieces
+        training = (text for split, text, _ in parts() if split == "train")
+        words = collections.Counter(word for i, text in enumerate(training) if i * share % 1 < share
                                     for word in regex.findall(PATTERN, text))
         description = {"name": "bpe", "tokens": train_bpe(words, vocab_size)}
     encoding = load_tokenizer(description)
-    encode = lambda text: encoding.encode_to_numpy(text, disallowed_special=())
     dtype = np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")
+    end_of_text = dtype.type(encoding.eot_token).tobytes()
+    def encode(some):  # -> (split, text in UTF-8, tokens as in the .bin file) for each
+        return [(split, text.encode(), encoding.encode_to_numpy(text, disallowed_special=()).astype(
+            dtype).tobytes() + end_of_text * last) for split, text, last in some]
 
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
     with suppress(ValueError):  # files that an earlier writing left to rename aren't written over
-        settle(out_dir)
+        read_meta(out_dir)
+    digest, sizes = hashlib.sha256(), dict.fromkeys(SPLITS, 0)
+    new = {split: Path(out_dir, f"{split}.bin.new") for split in SPLITS}
+    todo, cores = parts(), workers or os.cpu_count()
+    batches = iter(lambda: list(itertools.islice(todo, 16)), [])
+    with ExitStack() as stack, ThreadPoolExecutor(cores) as threads:
+        files = {split: stack.enter_context(whole_file(new[split])) for split in SPLITS}
+        while some := list(itertools.islice(batches, 8 * cores)):
+            for split, text, ids in itertools.chain.from_iterable(threads.map(encode, some)):
+                digest.update(text)
+                sizes[split] += len(text)
+                files[split].write(ids)
     print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {dtype.name})")
     print(f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}")
     splits = {}
-    for split, start, end in zip(SPLITS, [0, *ends], ends):
-        path = Path(out_dir, f"{split}.bin.new")
-        size = count = 0
-        texts = pieces(input, start, end)
-        with whole_file(path) as file, ThreadPoolExecutor(os.cpu_count()) as threads:
-            while batch := list(itertools.islice(texts, 32)):  # all cores work on them
-                for text, ids in zip(batch, threads.map(encode, batch)):
-                    size += len(text.encode())
-                    count += len(ids)
-                    file.write(ids.astype(dtype).tobytes())
-        splits[split] = {"tokens": count, "bytes": size, "fingerprint": fingerprint(path)}
-        print(f"{split:6}{count:14,}{size:16,}{size / max(1, count):14.2f}")
-    with open(input, "rb") as file:
-        source = {"name": input, "bytes": os.path.getsize(input),
-                  "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    for split, size in sizes.items():
+        tokens = new[split].stat().st_size // dtype.itemsize
+        splits[split] = {"tokens": tokens, "bytes": size, "fingerprint": fingerprint(new[split])}
+        print(f"{split:6}{tokens:14,}{size:16,}{size / max(1, tokens):14.2f}")
+    source = {"name": input, "bytes": sum(sizes.values()), "sha256": digest.hexdigest()}
     meta = {"vocab_size": encoding.n_vocab, "dtype": dtype.name, "splits": splits,
             "source": source, "tokenizer": description}
     with whole_file(Path(out_dir, "meta.json"), "w") as file:
         json.dump(sealed(meta), file)
-    settle(out_dir)  # from here on the new data counts: the files take their names
+    read_meta(out_dir)  # from here on the new data counts: the files take their names
     learned = [repr(encoding.decode([i])) for i in range(256, encoding.n_vocab - 1)]
     print("tokens learned:", *learned[:8], "...", *learned[-8:])
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 import config
 from model import GPT, choose_device
-from prepare import load_tokenizer, pieces
+from prepare import documents, load_tokenizer
 
 out_dir = "out"  # folder of the run to sample from
 snapshot = "auto"  # 'best', 'final', 'latest' or a path; 'auto' is the first of these that is there
@@ -130,7 +130,7 @@ def main(arguments=None):
     target_device, matrix_dtype, _ = choose_device(device, dtype)
     text = sys.stdin.read() if start == "-" else start
     if score or start.startswith("FILE:"):
-        text = "".join(pieces(score or start[5:]))
+        text = "".join(piece for piece, _ in documents([score or start[5:]]))
     model = load_model()
     if export:
         return model.save_pretrained(export)

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 import config
 from model import GPT, SIZES, GPTConfig, choose_device, read_snapshot
-from prepare import fingerprint, gpt2_tokenizer, load_tokenizer, read_meta, settle, whole_file
+from prepare import fingerprint, gpt2_tokenizer, load_tokenizer, read_meta, whole_file
 
 data_dir = "data"  # folder with train.bin and val.bin
 out_dir = "out"  # folder for snapshots/, best.pt, final_model.pt, log.csv and loss.svg
@@ -86,7 +86,6 @@ def sum_over_processes(*numbers):  # -> the same sums in each process
 def load_data(folder):
     """Return (meta, {split: token ids}); the ids are mapped, so that only what is used is read.
     A folder without meta.json, such as nanoGPT makes, is taken as GPT-2's tokens in uint16."""
-    settle(folder)
     meta = read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={}, tokenizer=None)
     data = {}
     for split in ("train", "val", "test"):

@@ -1,0 +1,518 @@
+"""prepare.py's sources: files of every kind, folders, globs, addresses, standard input; the
+documents in them, and one line for each of them that is broken."""
+
+import bz2
+import gzip
+import hashlib
+import http.server
+import io
+import itertools
+import json
+import lzma
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, call, succeed
+
+import prepare
+import train
+
+DOCUMENTS = [f"Document {i}: " + "the quick brown fox, naïve\n" * (i % 7 + 1) for i in range(60)]
+ALL_TRAIN = ("--val_fraction=0", "--test_fraction=0")
+
+
+def lines(documents, key="text"):
+    return "".join(json.dumps({key: text, "n": 1}) + "\n" for text in documents).encode()
+
+
+def tar(files, mode="w"):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def zipped(files):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(prepare, "RETRY_DELAYS", (0.01,) * 4)
+    monkeypatch.setattr(prepare, "TIMEOUT", 0.5)
+
+
+def prepared(source, *arguments):
+    """Return {split: [documents]}, and meta.json, of what prepare.py makes of a source."""
+    succeed("prepare", f"--input={source}", "--vocab_size=300", "--out_dir=out", *arguments)
+    meta = json.loads(Path("out/meta.json").read_text())
+    encoding = prepare.load_tokenizer(meta["tokenizer"])
+    found = {}
+    for split in prepare.SPLITS:
+        ids = np.fromfile(f"out/{split}.bin", meta["dtype"])
+        assert len(ids) == meta["splits"][split]["tokens"]
+        ends = np.flatnonzero(ids == encoding.eot_token)
+        found[split] = [encoding.decode_bytes(part.tolist()).decode()
+                        for part in np.split(ids, ends)]
+        found[split] = [text.removeprefix(prepare.END_OF_TEXT) for text in found[split]]
+        if len(ends):  # every document ends with <|endoftext|>
+            assert found[split].pop() == ""
+    return found, meta
+
+
+def fails(source, *words, arguments=()):
+    """Prepare a source that can't be used: one line with these words, and no data."""
+    code, out, err = call("prepare", f"--input={source}", "--out_dir=none", *arguments)
+    assert code == 1 and out == "", (code, out, err)
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ") and err.count("error: ") == 1
+    for word in words:
+        assert str(word) in last, last
+    assert not list(Path(".").glob("none/*"))
+    return last
+
+
+# ---- 1. files, folders, archives ----------------------------------------------------------------
+
+PLAIN = {"a.txt": b"first text", "sub/b.md": b"second text", "sub/deep/c.txt": b"third text"}
+PACKINGS = {
+    "x.jsonl": lines(["first text", "second text", "third text"]),
+    "x.jsonl.gz": gzip.compress(lines(["first text", "second text", "third text"])),
+    "x.jsonl.bz2": bz2.compress(lines(["first text", "second text", "third text"])),
+    "x.jsonl.xz": lzma.compress(lines(["first text", "second text", "third text"])),
+    "x.zip": zipped(PLAIN | {"__MACOSX/._a.txt": b"\xff\xfe", ".DS_Store": b"\xff"}),
+    "x.tar": tar(PLAIN), "x.tar.gz": tar(PLAIN, "w:gz"), "x.tgz": tar(PLAIN, "w:gz"),
+    "x.tar.bz2": tar(PLAIN, "w:bz2"), "x.tar.xz": tar(PLAIN, "w:xz"),
+    "packed.tar": tar({"a.txt.gz": gzip.compress(b"first text"),
+                       "b.jsonl.xz": lzma.compress(lines(["second text", "third text"]))}),
+    "packed.zip": zipped({"a.jsonl": lines(["first text", "second text"]),
+                          "b.txt.bz2": bz2.compress(b"third text")}),
+    # a tar without its ending, inside another: so openwebtext-10k is published
+    "openwebtext.tar.xz": tar({"openwebtext/10k.xz": tar(PLAIN, "w:xz")}, "w:xz"),
+}
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_what_is_packed_gives_the_documents_in_it(name):
+    Path(name).write_bytes(PACKINGS[name])
+    found, _ = prepared(name, *ALL_TRAIN)
+    assert found["train"] == ["first text", "second text", "third text"]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz"])
+def test_a_packed_text_gives_the_same_files_as_the_text(ending):
+    text = (ROOT / "input.txt").read_bytes()[:50_000]
+    Path("a.txt").write_bytes(text)
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[ending]
+    Path(f"b.txt{ending}").write_bytes(pack(text))
+    found, meta = prepared("a.txt")
+    packed, packed_meta = prepared(f"b.txt{ending}")
+    assert packed == found and packed_meta["splits"] == meta["splits"]
+    assert meta["source"]["sha256"] == hashlib.sha256(text).hexdigest()
+    assert packed_meta["source"]["sha256"] == meta["source"]["sha256"]
+    assert packed_meta["source"]["bytes"] == len(text)
+
+
+def test_a_folder_a_glob_and_a_list_are_read_in_sorted_order():
+    for name, content in (PLAIN | {".hidden.txt": b"\xff", "[1].txt": b"in brackets"}).items():
+        Path("in", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("in", name).write_bytes(content)
+    texts = ["first text", "second text", "third text"]
+    assert prepared("in", *ALL_TRAIN)[0]["train"] == ["in brackets", *texts]
+    assert prepared("in/sub/", *ALL_TRAIN)[0]["train"] == texts[1:]
+    assert prepared("in/**/[ac].txt", *ALL_TRAIN)[0]["train"] == [texts[0], texts[2]]
+    assert prepared("in/[1].txt,in/a.txt", *ALL_TRAIN)[0]["train"] == ["in brackets", texts[0]]
+    assert prepared("in/sub,in/a.txt", *ALL_TRAIN)[0]["train"] == [*texts[1:], texts[0]]
+
+
+def test_standard_input_is_read_once_and_leaves_nothing_behind(monkeypatch):
+    text = (ROOT / "input.txt").read_bytes()[:50_000]
+    Path("a.txt").write_bytes(text)
+    found, meta = prepared("a.txt")
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(text)))
+    again, piped = prepared("-")
+    assert again == found and piped["splits"] == meta["splits"]
+    assert sorted(os.listdir("out")) == ["meta.json", "test.bin", "train.bin", "val.bin"]
+
+
+def test_another_key_and_characters_that_utf8_does_not_have():
+    Path("x.jsonl").write_bytes(b'{"body": "one"}\n\n{"body": "two"}')
+    assert prepared("x.jsonl", "--text_key=body", *ALL_TRAIN)[0]["train"] == ["one", "two"]
+    Path("y.jsonl").write_bytes(b'{"text": "a \\ud800 b"}\n{"text": "c"}\n')
+    fails("y.jsonl", "y.jsonl: line 1", arguments=ALL_TRAIN)
+    assert prepared("y.jsonl", "--encoding_errors=replace", *ALL_TRAIN)[0]["train"] == [
+        "a ? b", "c"]
+
+
+def test_bytes_that_are_not_utf8_can_be_replaced():
+    Path("x.txt").write_bytes(b"good \xff bad \xc3")
+    Path("y.txt.gz").write_bytes(gzip.compress(b"x" * 70_000 + b"\xff" + b"x" * 70_000))
+    fails("x.txt", "x.txt: byte 5 is not UTF-8", "--encoding_errors=replace")
+    fails("y.txt.gz", "y.txt: byte 70000 is not UTF-8")
+    found, _ = prepared("x.txt", "--encoding_errors=replace", *ALL_TRAIN)
+    assert found["train"] == ["good \ufffd bad \ufffd"]
+
+
+# ---- 2. documents -------------------------------------------------------------------------------
+
+def test_documents_end_with_endoftext_and_adding_some_moves_none():
+    Path("few.jsonl").write_bytes(lines(DOCUMENTS[:40]))
+    Path("more.jsonl").write_bytes(lines(DOCUMENTS[::-1]))
+    few, meta = prepared("few.jsonl", "--val_fraction=0.25", "--test_fraction=0.25")
+    more, _ = prepared("more.jsonl", "--val_fraction=0.25", "--test_fraction=0.25")
+    assert sorted(sum(few.values(), [])) == sorted(DOCUMENTS[:40])
+    assert sorted(sum(more.values(), [])) == sorted(DOCUMENTS)
+    for split in prepare.SPLITS:
+        assert few[split] and set(few[split]) <= set(more[split])
+        assert meta["splits"][split]["bytes"] == sum(len(text.encode()) for text in few[split])
+    assert 8 < len(more["val"]) < 22 and 8 < len(more["test"]) < 22
+
+
+def test_the_name_of_the_special_token_in_a_text_is_just_text():
+    Path("x.jsonl").write_bytes(lines(["a <|endoftext|> b", "c"]))
+    succeed("prepare", "--input=x.jsonl", "--vocab_size=257", "--out_dir=out", *ALL_TRAIN)
+    ids = np.fromfile("out/train.bin", "uint16").tolist()
+    assert ids == [*b"a <|endoftext|> b", 256, *b"c", 256]
+
+
+def test_long_documents_are_kept_whole_in_one_split():
+    long = [f"{i} {(ROOT / 'input.txt').read_text()[i * 1000:i * 1000 + 200_000]}"
+            for i in range(8)]
+    for i, text in enumerate(long):
+        Path(f"{i}.txt").write_text(text)
+    found, _ = prepared("*.txt", "--val_fraction=0.4", "--test_fraction=0")
+    assert sorted(found["train"] + found["val"]) == long and found["train"] and found["val"]
+
+
+def test_the_files_are_the_same_for_any_number_of_workers():
+    Path("x.jsonl").write_bytes(lines(DOCUMENTS * 20))
+    Path("y.txt").write_bytes((ROOT / "input.txt").read_bytes() * 4)
+    seen = set()
+    for workers in (1, 2, 5):
+        prepared("x.jsonl,y.txt", f"--workers={workers}")
+        seen.add(tuple(Path(f"out/{split}.bin").read_bytes() for split in prepare.SPLITS))
+    assert len(seen) == 1
+
+
+def test_the_bpe_can_be_trained_on_a_sample_from_all_over_the_text(monkeypatch):
+    Path("x.jsonl").write_bytes(lines([f"word{i} " * 100 for i in range(1000)]))
+    learned = []
+    monkeypatch.setattr(prepare, "train_bpe", lambda words, size: learned.append(words) or [
+        bytes([i]) for i in range(256)])
+    for megabytes in (20, 0.1):
+        prepared("x.jsonl", f"--bpe_sample_mb={megabytes}", *ALL_TRAIN)
+    sizes = [sum(len(word) * count for word, count in words.items()) for words in learned]
+    numbers = sorted(int(word) for word in learned[1] if word.isdigit())
+    assert sizes[0] > 700_000 and 0.09e6 < sizes[1] < 0.12e6
+    assert numbers[0] < 20 and numbers[-1] > 980
+
+
+def test_the_tokens_of_gpt2_are_printed_beside_if_they_are_at_hand(text):
+    try:
+        prepare.gpt2_tokenizer()
+    except OSError as error:
+        pytest.skip(f"GPT-2's vocabulary can't be had here: {error}")
+    Path("x.txt").write_text(text)
+    out = succeed("prepare", "--input=x.txt", "--vocab_size=300", "--out_dir=out")
+    line = next(line for line in out.splitlines() if "GPT-2" in line)
+    ours, theirs = (float(word) for word in line.replace(",", "").split() if "." in word)
+    assert 1 < ours < theirs < 5
+
+
+# ---- 3. errors ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, content, words", [
+    ("x.txt", None, ["No such file"]), ("*.txt", None, ["No such file"]),
+    ("x.pdf", b"text", ["x.pdf", ".pdf", ".jsonl"]),
+    ("x.zip", zipped({"a.exe": b"text"}), ["x.zip", ".exe"]),
+    ("x.zip", b"no archive", ["x.zip", "zip"]), ("x.zip", zipped(PLAIN)[:-30], ["x.zip"]),
+    ("x.gz", b"no archive", ["x.gz"]), ("x.bz2", b"no archive", ["x.bz2"]),
+    ("x.xz", b"no archive", ["x.xz"]), ("x.tar", b"no archive", ["x.tar"]),
+    ("x.tar", tar(PLAIN)[:700], ["x.tar"]), ("x.tar", tar(PLAIN)[:1024], ["x.tar"]),
+    ("x.tar", tar(PLAIN)[:1030], ["x.tar"]), ("x.tar.gz", tar(PLAIN, "w:gz")[:-9], ["x.tar"]),
+    ("x.jsonl", b'{"text": "a"}\n{"text": \n', ["x.jsonl", "line 2", "JSON"]),
+    ("x.jsonl", b'{"text": "a"}\n\n{"body": "b"}\n', ["line 3", "text"]),
+    ("x.jsonl", b'["a"]\n', ["line 1"]), ("x.jsonl", b'{"text": 7}', ["line 1"]),
+    ("x.jsonl", b'{"text": "\xff"}', ["byte 10 is not UTF-8"]),
+    ("x.jsonl", b"[" * 100_000, ["line 1"]), ("x.jsonl", b"\n\n", ["x.jsonl", "0 characters"]),
+], ids=itertools.count())
+def test_a_source_that_is_broken_is_named_in_one_line(name, content, words):
+    if content is not None:
+        Path(name).write_bytes(content)
+    fails(name, *words)
+
+
+@pytest.mark.parametrize("name", ["x.txt.gz", "x.txt.bz2", "x.txt.xz", "x.tar.gz", "x.tar.bz2",
+                                  "x.tar.xz", "x.zip", "x.tar"])
+def test_archives_with_random_damage_end_in_success_or_one_line(name):
+    text = (ROOT / "input.txt").read_bytes()[:20_000]
+    files = {f"{i}.txt": text[i * 5000:][:5000] for i in range(4)}
+    whole = {"x.txt.gz": gzip.compress(text), "x.txt.bz2": bz2.compress(text),
+             "x.txt.xz": lzma.compress(text), "x.zip": zipped(files), "x.tar": tar(files),
+             "x.tar.gz": tar(files, "w:gz"), "x.tar.bz2": tar(files, "w:bz2"),
+             "x.tar.xz": tar(files, "w:xz")}[name]
+    dice = random.Random(name)
+    Path(name).write_bytes(whole)
+    right = list(prepare.documents([name]))
+    for case in range(60):
+        damaged = bytearray(whole)
+        if case % 3 == 0:
+            del damaged[dice.randrange(len(damaged)):]
+        else:
+            for _ in range(1 if case % 3 == 1 else 20):
+                damaged[dice.randrange(min(len(damaged), dice.choice([600, len(damaged)])))] ^= (
+                    1 << dice.randrange(8))
+        Path(name).write_bytes(damaged)
+        try:
+            found = list(prepare.documents([name]))
+        except ValueError as error:
+            assert str(error).startswith("x.") and len(str(error).splitlines()) == 1
+        else:  # only a plain tar has no checksum of its contents
+            assert found == right or name == "x.tar" and case % 3, case
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(monkeypatch):
+    Path("x.txt").write_bytes((ROOT / "input.txt").read_bytes()[:20_000])
+
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepare, "open", lambda path, mode="r", **options: (
+        Full(path, mode) if mode == "wb" else open(path, mode, **options)), raising=False)
+    fails("x.txt", "none/", "No space left on device", arguments=["--vocab_size=300"])
+
+
+# ---- 4. addresses -------------------------------------------------------------------------------
+
+TEXT = (ROOT / "input.txt").read_bytes()[:200_000]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Misbehaves as the first part of the path says: the first time, or always."""
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        mode = self.path.split("/")[1]
+        asked = self.headers.get("Range")
+        self.server.seen.append((mode, asked, self.headers.get("Authorization")))
+        first = len(self.server.seen) == 1
+        start = int(asked[6:-1]) if asked and mode != "ignores" else 0
+        status = 416 if start >= len(TEXT) else 206 if asked and mode != "ignores" else 200
+        if mode.isdigit():
+            status = int(mode)
+        if mode == "twice" and len(self.server.seen) <= 2:
+            status = 503
+        body = TEXT[start:] if status in (200, 206) else b""
+        if mode in ("linked", "wrong"):
+            status, body = 302, b""
+        self.send_response(status)
+        if mode in ("linked", "wrong"):
+            digest = hashlib.sha256(TEXT + b"!" * (mode == "wrong")).hexdigest()
+            self.send_header("X-Linked-Etag", f'"{digest}"')
+            self.send_header("Location", "/whole/x.txt")
+        if mode == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+            return
+        self.send_header("Content-Length", str(len(body)))
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{len(TEXT) - 1}/{len(TEXT)}")
+        self.end_headers()
+        if mode == "always" or first and mode in ("breaks", "ignores", "stalls"):
+            self.wfile.write(body[:len(TEXT) // 2 if first else 100])
+            self.wfile.flush()
+            if mode == "stalls":
+                time.sleep(1)
+            self.close_connection = True
+        else:
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.seen = []
+        server.at = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+def downloads():
+    return sorted(path.name for path in Path("data/downloads").glob("*"))
+
+
+@pytest.mark.parametrize("mode, requests", [
+    ("whole", 1), ("chunked", 1), ("linked", 2), ("breaks", 2), ("stalls", 2), ("ignores", 2),
+    ("twice", 3)])
+def test_an_address_is_fetched_whole_whatever_the_server_does(server, mode, requests):
+    Path("x.txt").write_bytes(TEXT)
+    expected, _ = prepared("x.txt")
+    address = f"{server.at}/{mode}/text.txt?download=true"
+    assert prepared(address)[0] == expected and len(server.seen) == requests
+    if mode in ("breaks", "stalls", "ignores"):  # what came before the break is not asked for again
+        assert 80_000 < int(server.seen[1][1][6:-1]) <= 100_000
+    assert len(downloads()) == 1 and downloads()[0].endswith("-text.txt")
+    assert prepared(address)[0] == expected and len(server.seen) == requests  # kept
+
+
+def test_a_download_that_stays_broken_is_gone_on_with_by_the_next_call(server):
+    address = f"{server.at}/always/text.txt"
+    fails(address, address)
+    assert len(server.seen) == 5 and [name[-5:] for name in downloads()] == [".part"]
+    part = next(Path("data/downloads").iterdir())
+    assert 80_000 < part.stat().st_size < len(TEXT)
+    prepare.download(f"{server.at}/whole/text.txt", str(part)[:-5])
+    assert Path(str(part)[:-5]).read_bytes() == TEXT and server.seen[-1][1]
+    assert len(downloads()) == 1
+
+
+@pytest.mark.parametrize("mode, requests, word", [
+    ("401", 1, "HF_TOKEN"), ("403", 1, "HF_TOKEN"), ("404", 1, "404"), ("429", 1, "429"),
+    ("500", 5, "500"), ("503", 5, "503"), ("wrong", 2, "sha256")])
+def test_a_refusal_is_one_line_and_leaves_no_file(server, mode, requests, word):
+    address = f"{server.at}/{mode}/text.txt"
+    fails(address, address, word)
+    assert len(server.seen) == requests and not downloads()
+
+
+def test_no_server_and_no_address_are_one_line(server):
+    server.shutdown()
+    server.server_close()
+    fails(f"{server.at}/x.txt", server.at, "network")
+    fails("http://", "http://")
+    assert not downloads()
+
+
+def test_a_part_that_belongs_to_something_else_is_thrown_away(server):
+    Path("x.part").write_bytes(b"?" * (len(TEXT) + 1))
+    prepare.download(f"{server.at}/whole/x", "x")
+    assert Path("x").read_bytes() == TEXT and [span for _, span, _ in server.seen] == [
+        f"bytes={len(TEXT) + 1}-", None]
+
+
+def test_a_full_disk_while_downloading_names_the_file(server, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepare, "open", lambda path, mode="r": (
+        Full if mode == "wb" else open)(path, mode), raising=False)
+    with pytest.raises(OSError, match="No space left") as caught:
+        prepare.download(f"{server.at}/whole/x", "folder/x")
+    assert caught.value.filename == "folder/x" and not Path("folder/x").exists()
+
+
+def test_a_name_stands_for_its_address_and_the_token_goes_to_hugging_face_alone(monkeypatch):
+    asked = []
+
+    def download(url, path, headers=None):
+        asked.append((url, headers))
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(
+            tar({"openwebtext/10k.xz": tar(PLAIN, "w:xz")}, "w:xz") if "tar" in path else TEXT)
+
+    monkeypatch.setattr(prepare, "download", download)
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    for name, address in prepare.SOURCES.items():
+        prepared(name, *ALL_TRAIN)
+        assert asked[-1][0] == address and address.startswith("https://")
+        assert bool(asked[-1][1]) == address.startswith("https://huggingface.co/")
+    assert set(prepare.SOURCES) == {"shakespeare", "the-verdict", "wikitext-103",
+                                    "openwebtext-10k"}
+
+
+# ---- 5. any size --------------------------------------------------------------------------------
+
+MEASURE = """
+import sys
+from pathlib import Path
+import config, prepare
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+name, *arguments = sys.argv[1:]
+before = peak()
+assert config.run(prepare.main, [f"--input={name}", "--out_dir=out", *arguments]) == 0
+print(before, peak())
+"""
+
+
+def peak(name, *arguments):
+    """Return the peak memory of preparing a text (MB), and how much of it the text is to blame for.
+    """
+    done = subprocess.run([sys.executable, "-c", MEASURE, name, *arguments], capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    before, after = map(float, done.stdout.splitlines()[-1].split())
+    return after, after - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured as Linux does it")
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl.gz"])
+def test_the_memory_needed_does_not_grow_with_the_text(name):
+    text = (ROOT / "input.txt").read_bytes()
+    megabytes = int(os.environ.get("CORPUS_MB", 100))  # 2000 is the real trial
+    copies = megabytes * 1_000_000 // len(text)
+    with (gzip.open(name, "wb", 1) if name.endswith("gz") else open(name, "wb")) as file:
+        for i in range(copies):
+            file.write(lines([text.decode() + str(i)]) if "json" in name else text)
+    total, own = peak(name, "--bpe_sample_mb=1", "--workers=2")
+    print(f"{megabytes} MB of text: {own:.0f} MB, {total:.0f} MB in all")
+    assert total < 600 and own < 80  # the text would be too much for that
+
+
+def test_a_corpus_of_20_gb_is_opened_at_once_and_costs_the_pages_it_touches():
+    os.makedirs("data")
+    with open("data/train.bin", "wb") as file:
+        file.truncate(20_000_000_000)
+    with open("data/val.bin", "wb") as file:
+        file.truncate(2_000_000)
+    start = time.perf_counter()
+    meta, data = train.load_data("data")
+    batch = train.get_batch(data["train"], 10**6, 50257)
+    seconds = time.perf_counter() - start
+    print(f"{seconds:.3f} s")
+    assert len(data["train"]) == 10**10 and len(batch) == train.batch_size and seconds < 2
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000, 4097, 65536])
+def test_the_order_of_the_blocks_is_a_permutation_that_is_computed(n):
+    orders = [[train.shuffled(k, n, 1337, epoch) for k in range(n)] for epoch in range(2)]
+    assert all(sorted(order) == list(range(n)) for order in orders)
+    assert n < 64 or orders[0] != orders[1]
+
+
+def test_the_order_of_ten_billion_tokens_has_no_block_twice():
+    n = 10**10 // 1024
+    dice = random.Random(1)
+    places = dice.sample(range(n), 20_000)
+    found = {train.shuffled(k, n, 1337, 0) for k in places}
+    assert len(found) == len(places) and all(0 <= k < n for k in found)
