@@ -7,7 +7,6 @@
 A .bin file is nothing but token ids, as nanoGPT's are; meta.json says what they mean. The text may
 be of any size: it's read in pieces, three times, to measure it, to learn from it, to encode it."""
 
-import atexit
 import bz2
 import collections
 import glob
@@ -18,9 +17,9 @@ import itertools
 import json
 import lzma
 import os
-import shutil
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +50,6 @@ END_OF_TEXT = "<|endoftext|>"
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new attempt at a download
 TIMEOUT = 30  # seconds without a byte after which a connection counts as broken
-
 RAW, HUB = "https://raw.githubusercontent.com", "https://huggingface.co/datasets"
 SOURCES = {
     "shakespeare": RAW + "/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -106,22 +104,20 @@ def download(url, path, headers=None):
                         print(f"{part.stem}: {size / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} "
                               "MB/s", file=sys.stderr, end="\n" if size == total else "  \r")
             if size < total:
-                raise ConnectionError(f"{size:,} of {total:,} bytes came")
+                raise requests.ConnectionError(f"{size:,} of {total:,} bytes came")
             linked = [each.headers.get("X-Linked-Etag") for each in (*response.history, response)]
             promised = regex.search("[0-9a-f]{64}", str(linked))
             with open(part, "rb") as file:
                 os.fsync(file.fileno())
                 if promised and hashlib.file_digest(file, "sha256").hexdigest() != promised[0]:
                     part.unlink()
-                    raise ConnectionError("what came hasn't the sha256 of X-Linked-Etag")
+                    raise requests.ConnectionError("what came hasn't the promised sha256")
             return os.replace(part, path)
-        except (requests.RequestException, ConnectionError) as error:
-            status = getattr(getattr(error, "response", None), "status_code", 0)
-            reason = error if type(error) is ConnectionError else type(error).__name__
-            message = f"{url}: " + (f"status {status}" if status else f"no connection ({reason})")
-            if refused := status in (401, 403, 404):
-                message += ": there is no such file, or it needs another HF_TOKEN"
-            if refused or delay is None:
+        except requests.RequestException as error:
+            status = getattr(error.response, "status_code", 0)
+            reason = f"status {status}" if status else f"no connection, {error!r:.150}"
+            message = f"{url}: {reason}: check the address, the network and HF_TOKEN"
+            if delay is None or status in (401, 403, 404):
                 raise (FileNotFoundError if status == 404 else OSError)(message) from error
             print(f"{message}; trying again in {delay} s", file=sys.stderr)
             time.sleep(delay)
@@ -181,32 +177,29 @@ def gpt2_tokenizer():
     try:
         encoding = tiktoken.get_encoding("gpt2")
     except OSError as error:
-        raise OSError(f"the vocabulary of gpt2 can't be downloaded ({type(error).__name__}): "
-                      "try again with a network, or use --tokenizer=bpe") from error
+        raise OSError(f"GPT-2's vocabulary can't be had, try later: {error!r:.99}") from error
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
     return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
 
 def find(sources):
     """Return the paths of the files that the sources, separated by commas, stand for. What has an
-    address is downloaded once; standard input is kept for as long as this script runs."""
+    address is downloaded once, and standard input copied, since all is read several times."""
     paths = []
     for source in sources.split(","):
         source = SOURCES.get(source, source)
-        name = hashlib.sha256(source.encode()).hexdigest()[:8] + "-" + source.split("?")[0]
-        path = Path("data/downloads", os.path.basename(name))
-        found = [path]
+        name = hashlib.sha256(source.encode()).hexdigest()[:8]
+        found = [f"data/downloads/{name}-{os.path.basename(source.split('?')[0])}"]
         if source == "-":
-            with whole_file(path) as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
-            atexit.register(path.unlink, missing_ok=True)
-        elif not source.startswith(("http://", "https://")):
+            with whole_file(found[0]) as file:
+                file.writelines(iter(lambda: sys.stdin.buffer.read(1 << 20), b""))
+        elif "://" not in source:
             pattern = glob.escape(source) if os.path.exists(source) else source
             found = glob.glob(pattern + "/**" * os.path.isdir(source), recursive=True)
-            found = sorted(filter(os.path.isfile, found))
-        elif not path.exists():
-            download(source, path)
+        elif not os.path.exists(found[0]):
+            download(source, found[0])
+        found = sorted(filter(os.path.isfile, found))
         if not found:
-            raise FileNotFoundError(2, "No such file, and no file in it", source)
+            raise FileNotFoundError(2, "No such file or directory, or an empty one", source)
         paths += found
     return paths
 
@@ -229,8 +222,7 @@ def unpacked(name, file):
             if not member.endswith("/"):
                 yield from unpacked(f"{name}/{member}", archive.open(member))
     elif ending not in TEXTS:
-        raise ValueError(f"unknown ending: expected .zip, .tar or {' '.join(TEXTS[1:])}, each also "
-                         "with .gz, .bz2 or .xz")
+        raise ValueError(f"{name} ends with none of{' '.join(TEXTS)} .gz .bz2 .xz .tgz .tar .zip")
     elif not os.path.basename(name).startswith("."):  # what systems hide in archives is no text
         yield name, io.TextIOWrapper(file, "utf-8", encoding_errors, newline="\n")
 
@@ -244,8 +236,7 @@ def texts(name, stream):
                 if not line.isspace():
                     yield json.loads(line)[text_key].encode("utf-8", encoding_errors).decode(), True
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-                raise ValueError(f"line {number} isn't JSON with a text as its {text_key=}, or a "
-                                 "text that UTF-8 can't hold") from error
+                raise ValueError(f"line {number} isn't JSON with a text at {text_key=}") from error
         return
     while block := stream.read(1 << 17):
         rest += block
@@ -260,11 +251,9 @@ def documents(paths):
         name = path
         with open(path, "rb") as file:
             try:
-                for name, stream in unpacked(str(path), file):
+                for name, stream in unpacked(path, file):
                     yield from texts(name, stream)
             except Exception as error:  # each format has errors of its own
-                if getattr(error, "errno", None):  # of the disk
-                    raise
                 if isinstance(error, UnicodeDecodeError):
                     place = stream.buffer.tell() - len(error.object) + error.start
                     error = f"byte {place} is not UTF-8: --encoding_errors=replace goes on"
@@ -306,24 +295,23 @@ def main(arguments=None):
     globals().update(config.override(__file__, arguments))
     config.one_of(globals(), tokenizer=("bpe", "gpt2"), encoding_errors=("strict", "replace"))
     config.at_least(globals(), 257, "vocab_size")
-    if val_fraction + test_fraction >= 1:
+    held_out = val_fraction + test_fraction
+    if held_out >= 1:
         config.usage(f"{val_fraction=} and {test_fraction=} leave nothing for training: lower them")
 
     paths, characters, count = find(input), 0, 0
     for text, last in documents(paths):
         characters += len(text)
         count += last
-    shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
-    if characters * min(filter(None, shares)) < 1:
-        raise ValueError(f"{input} has {characters} characters, too few for {val_fraction=} and "
-                         f"{test_fraction=}: give a longer text, or set 0")
-    ends = [int(characters * share) for share in (shares[0], 1 - test_fraction, 1)]
+    if characters * min(filter(None, (1 - held_out, val_fraction, test_fraction))) < 1:
+        raise ValueError(f"{characters=} in {input}: too few for {val_fraction=}, {test_fraction=}")
+    ends = [int(characters * end) for end in (1 - held_out, 1 - test_fraction, 1)]
     parts = lambda: by_split(paths, ends if count == 1 else None)
 
     if tokenizer == "gpt2":
         description = gpt2_tokenizer()
     else:
-        share = min(1, bpe_sample_mb * 1e6 / characters / shares[0])  # of the pieces
+        share = min(1, bpe_sample_mb * 1e6 / characters / (1 - held_out))  # of the pieces
         training = (text for split, text, _ in parts() if split == "train")
         words = collections.Counter(word for i, text in enumerate(training) if i * share % 1 < share
                                     for word in regex.findall(PATTERN, text))
@@ -337,25 +325,26 @@ def main(arguments=None):
 
     with suppress(ValueError):  # files that an earlier writing left to rename aren't written over
         read_meta(out_dir)
-    digest, sizes = hashlib.sha256(), dict.fromkeys(SPLITS, 0)
+    splits, digest = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}, hashlib.sha256()
     new = {split: Path(out_dir, f"{split}.bin.new") for split in SPLITS}
     todo, cores = parts(), workers or os.cpu_count()
-    batches = iter(lambda: list(itertools.islice(todo, 16)), [])
+    batches = iter(lambda: list(itertools.islice(todo, 8)), [])
     with ExitStack() as stack, ThreadPoolExecutor(cores) as threads:
         files = {split: stack.enter_context(whole_file(new[split])) for split in SPLITS}
         while some := list(itertools.islice(batches, 8 * cores)):
             for split, text, ids in itertools.chain.from_iterable(threads.map(encode, some)):
                 digest.update(text)
-                sizes[split] += len(text)
                 files[split].write(ids)
+                splits[split]["tokens"] += len(ids) // dtype.itemsize
+                splits[split]["bytes"] += len(text)
     print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {dtype.name})")
     print(f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}")
-    splits = {}
-    for split, size in sizes.items():
-        tokens = new[split].stat().st_size // dtype.itemsize
-        splits[split] = {"tokens": tokens, "bytes": size, "fingerprint": fingerprint(new[split])}
+    for split, about in splits.items():
+        tokens, size = about.values()
+        about["fingerprint"] = fingerprint(new[split])
         print(f"{split:6}{tokens:14,}{size:16,}{size / max(1, tokens):14.2f}")
-    source = {"name": input, "bytes": sum(sizes.values()), "sha256": digest.hexdigest()}
+    size = sum(about["bytes"] for about in splits.values())
+    source = {"name": input, "bytes": size, "sha256": digest.hexdigest()}
     meta = {"vocab_size": encoding.n_vocab, "dtype": dtype.name, "splits": splits,
             "source": source, "tokenizer": description}
     with whole_file(Path(out_dir, "meta.json"), "w") as file:
@@ -363,6 +352,12 @@ def main(arguments=None):
     read_meta(out_dir)  # from here on the new data counts: the files take their names
     learned = [repr(encoding.decode([i])) for i in range(256, encoding.n_vocab - 1)]
     print("tokens learned:", *learned[:8], "...", *learned[-8:])
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or f"{tempfile.gettempdir()}/data-gym-cache"
+    if os.path.exists(f"{cache}/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"):  # GPT-2's vocabulary
+        text = encoding.decode(np.fromfile(Path(out_dir, "val.bin"), dtype, 1 << 18).tolist())
+        theirs = load_tokenizer(gpt2_tokenizer()).encode(text, allowed_special="all")
+        print(f"GPT-2's own tokenizer: {len(text.encode()) / max(1, len(theirs)):.2f} bytes/token "
+              "at the beginning of val")
 
 if __name__ == "__main__":
     raise SystemExit(config.run(main))
