@@ -1,7 +1,7 @@
 """How fast prepare.py is here, stage by stage, each beside the tokenizer alone in the same run.
 
-    python tests/bench_prepare.py                  # 50 MB of text, and the times of learning a BPE
-    python tests/bench_prepare.py --megabytes=400 --input=corpus.txt
+    python tests/bench_prepare.py                  # 400 MB of text, and the times of learning a BPE
+    python tests/bench_prepare.py --megabytes=2000 --input=corpus.txt
 
 The text is a file whose lines are shuffled anew until there is as much as asked for. The tokenizer
 alone is tiktoken with a thread for each core, encoding the same pieces out of memory.
@@ -10,6 +10,7 @@ alone is tiktoken with a thread for each core, encoding the same pieces out of m
 import argparse
 import collections
 import hashlib
+import json
 import os
 import random
 import sys
@@ -29,14 +30,11 @@ import prepare  # noqa: E402
 ROOT = Path(__file__).parent.parent
 
 
-def timed(function, repeats=2):
-    """Return the best seconds of a call."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def timed(function):
+    """Return the seconds of a call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def corpus(lines, megabytes, path):
@@ -67,7 +65,7 @@ def learning(lines, folder):
             file.writelines("".join(dice.choices(letters, range(26, 0, -1), k=dice.randint(4, 9)))
                             + " " for _ in range(megabytes * 5000))
         start = time.perf_counter()
-        words = words_of(prepare.pieces(path))
+        words = words_of(text for text, _ in prepare.documents([str(path)]))
         counted = time.perf_counter()
         prepare.train_bpe(words, vocab_size)
         end = time.perf_counter()
@@ -76,37 +74,49 @@ def learning(lines, folder):
 
 
 def stages(lines, megabytes, folder):
-    path = folder / "text.txt"
+    path, documents = folder / "text.txt", folder / "documents.jsonl"
     size = corpus(lines, megabytes, path)
-    texts = list(prepare.pieces(path))
-    description = {"name": "bpe", "tokens": prepare.train_bpe(words_of(texts[:2]), 2048)}
+    texts = [text for text, _ in prepare.documents([str(path)])]
+    with open(documents, "w") as file:  # of about 2,000 characters each
+        for text in texts:
+            file.writelines(json.dumps({"text": text[i:i + 2000]}) + "\n"
+                            for i in range(0, len(text), 2000))
+    description = {"name": "bpe", "tokens": prepare.train_bpe(words_of(texts[:16]), 2048)}
     encoding = prepare.load_tokenizer(description)
 
     def encode(threads):
         with ThreadPoolExecutor(threads) as pool:
             collections.deque(pool.map(encoding.encode_to_numpy, texts), maxlen=0)
 
-    def whole():
-        with redirect_stdout(open(os.devnull, "w")):
-            assert config.run(prepare.main, [f"--input={path}", f"--out_dir={folder}/data"]) == 0
+    def read(path):
+        collections.deque(prepare.documents([str(path)]), maxlen=0)
 
-    tokenizer = timed(lambda: encode(os.cpu_count()))
-    print(f"\n{f'{size:.0f} MB, {os.cpu_count()} cores':28}{'MB/s':>8}{'of the tokenizer':>18}")
+    def whole(path, *arguments):
+        with redirect_stdout(open(os.devnull, "w")):
+            assert config.run(prepare.main, [f"--input={path}", f"--out_dir={folder}/data",
+                                             *arguments]) == 0
+
+    print(f"\n{f'{size:.0f} MB, {os.cpu_count()} cores':34}{'MB/s':>8}{'of the tokenizer':>18}")
     for name, function in (
-            ("the tokenizer alone", lambda: encode(os.cpu_count())),
             ("the same with one thread", lambda: encode(1)),
-            ("reading, in pieces", lambda: collections.deque(prepare.pieces(path), maxlen=0)),
+            ("reading text in pieces", lambda: read(path)),
+            ("reading documents from .jsonl", lambda: read(documents)),
             ("sha256", lambda: [hashlib.sha256(text.encode()) for text in texts]),
-            ("counting words, for a BPE", lambda: words_of(texts)),
-            ("all of prepare.py", whole)):
+            ("all of prepare.py, BPE included", lambda: whole(path)),
+            ("the same with --workers=1", lambda: whole(path, "--workers=1")),
+            ("the same, .jsonl", lambda: whole(documents))):
+        before = timed(lambda: encode(os.cpu_count()))  # each time anew: machines wander
         seconds = timed(function)
-        print(f"{name:28}{size / seconds:8.1f}{tokenizer / seconds:17.0%}", flush=True)
+        tokenizer = (before + timed(lambda: encode(os.cpu_count()))) / 2
+        if name == "the same with one thread":
+            print(f"{'the tokenizer alone':34}{size / tokenizer:8.1f}{1:17.0%}")
+        print(f"{name:34}{size / seconds:8.1f}{tokenizer / seconds:17.0%}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--input", default=ROOT / "input.txt", type=Path)
-    parser.add_argument("--megabytes", type=float, default=50)
+    parser.add_argument("--megabytes", type=float, default=400)
     arguments = parser.parse_args()
     lines = arguments.input.read_text(encoding="utf-8").splitlines(keepends=True)
     with tempfile.TemporaryDirectory() as folder:
