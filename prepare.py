@@ -182,9 +182,8 @@ def gpt2_tokenizer():
     return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
 
 def find(sources):
-    """Return the paths of the files that the sources, separated by commas, stand for. What has an
+    """Yield the paths of the files that the sources, separated by commas, stand for. What has an
     address is downloaded once, and standard input copied, since all is read several times."""
-    paths = []
     for source in sources.split(","):
         source = SOURCES.get(source, source)
         name = hashlib.sha256(source.encode()).hexdigest()[:8]
@@ -200,8 +199,7 @@ def find(sources):
         found = sorted(filter(os.path.isfile, found))
         if not found:
             raise FileNotFoundError(2, "No such file or directory, or an empty one", source)
-        paths += found
-    return paths
+        yield from found
 
 def unpacked(name, file):
     """Yield (name, stream) of a text, or of each text in what is packed, however deep."""
@@ -299,7 +297,7 @@ def main(arguments=None):
     if held_out >= 1:
         config.usage(f"{val_fraction=} and {test_fraction=} leave nothing for training: lower them")
 
-    paths, characters, count = find(input), 0, 0
+    paths, characters, count = list(find(input)), 0, 0
     for text, last in documents(paths):
         characters += len(text)
         count += last
@@ -343,10 +341,9 @@ def main(arguments=None):
         tokens, size = about.values()
         about["fingerprint"] = fingerprint(new[split])
         print(f"{split:6}{tokens:14,}{size:16,}{size / max(1, tokens):14.2f}")
-    size = sum(about["bytes"] for about in splits.values())
-    source = {"name": input, "bytes": size, "sha256": digest.hexdigest()}
-    meta = {"vocab_size": encoding.n_vocab, "dtype": dtype.name, "splits": splits,
-            "source": source, "tokenizer": description}
+    meta = {"vocab_size": encoding.n_vocab, "dtype": dtype.name, "splits": splits, "source": {
+        "name": input, "bytes": sum(about["bytes"] for about in splits.values()),
+        "sha256": digest.hexdigest()}, "tokenizer": description}
     with whole_file(Path(out_dir, "meta.json"), "w") as file:
         json.dump(sealed(meta), file)
     read_meta(out_dir)  # from here on the new data counts: the files take their names
@@ -356,8 +353,7 @@ def main(arguments=None):
     if os.path.exists(f"{cache}/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"):  # GPT-2's vocabulary
         text = encoding.decode(np.fromfile(Path(out_dir, "val.bin"), dtype, 1 << 18).tolist())
         theirs = load_tokenizer(gpt2_tokenizer()).encode(text, allowed_special="all")
-        print(f"GPT-2's own tokenizer: {len(text.encode()) / max(1, len(theirs)):.2f} bytes/token "
-              "at the beginning of val")
+        print(f"GPT-2's own: {len(text.encode()) / max(1, len(theirs)):.2f} bytes/token at val's start")
 
 if __name__ == "__main__":
     raise SystemExit(config.run(main))
