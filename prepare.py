@@ -353,7 +353,7 @@ def main(arguments=None):
     if os.path.exists(f"{cache}/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"):  # GPT-2's vocabulary
         text = encoding.decode(np.fromfile(Path(out_dir, "val.bin"), dtype, 1 << 18).tolist())
         theirs = load_tokenizer(gpt2_tokenizer()).encode(text, allowed_special="all")
-        print(f"GPT-2's own: {len(text.encode()) / max(1, len(theirs)):.2f} bytes/token at val's start")
+        print(f"GPT-2's own: {len(text.encode()) / (len(theirs) or 1):.2f} bytes/token (val's start)")
 
 if __name__ == "__main__":
     raise SystemExit(config.run(main))
