@@ -284,7 +284,7 @@ def read_meta(folder):
         meta = json.loads(path.read_bytes()) if path.exists() else None
         if meta is None or meta == sealed({key: meta[key] for key in meta if key != "sha256"}):
             for new in path.parent.glob("*.bin.new") if meta else ():
-                if fingerprint(new) == meta["splits"][new.name[:-8]]["fingerprint"]:
+                if fingerprint(new) == meta["splits"].get(new.name[:-8], {}).get("fingerprint"):
                     os.replace(new, new.with_suffix(""))
             return meta
     raise ValueError(f"{path} is damaged: python prepare.py --out_dir={folder} makes it anew")
@@ -353,7 +353,7 @@ def main(arguments=None):
     if os.path.exists(f"{cache}/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"):  # GPT-2's vocabulary
         text = encoding.decode(np.fromfile(Path(out_dir, "val.bin"), dtype, 1 << 18).tolist())
         theirs = load_tokenizer(gpt2_tokenizer()).encode(text, allowed_special="all")
-        print(f"GPT-2's own: {len(text.encode()) / (len(theirs) or 1):.2f} bytes/token (val's start)")
+        print(f"GPT-2's: {len(text.encode()) / (len(theirs) or 1):.2f} bytes/token (val's start)")
 
 if __name__ == "__main__":
     raise SystemExit(config.run(main))

@@ -238,7 +238,7 @@ def test_the_tokens_of_gpt2_are_printed_beside_if_they_are_at_hand(text):
     val = prepare.load_tokenizer(prepare.gpt2_tokenizer()).encode_ordinary(
         text[int(0.8 * len(text)):int(0.9 * len(text))])
     size = json.loads(Path("out/meta.json").read_text())["splits"]["val"]["bytes"]
-    assert f"GPT-2's own: {size / len(val):.2f} bytes/token" in out
+    assert f"GPT-2's: {size / len(val):.2f} bytes/token" in out
 
 
 # ---- 3. errors ----------------------------------------------------------------------------------
