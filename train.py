@@ -205,18 +205,17 @@ def write_log(rows):
     with whole_file(Path(out_dir, "log.csv"), "w") as file:
         file.writelines(",".join(map(str, row)) + "\n" for row in [HEADER, *rows])
     losses = [float(loss) for row in rows for loss in row[5:7] if loss] or [0]
-    last, low, high = int(rows[-1][0]) if rows else 1, min(losses), max(losses) + 0.01
-    x = lambda step: round(60 + 720 * int(step) / last, 1)  # the axes go from 60 to 780 ...
-    y = lambda loss: round(430 - 390 * (float(loss) - low) / (high - low), 1)  # ... and 430 to 40
+    last, low, span = int(rows[-1][0]) if rows else 1, min(losses), max(losses) - min(losses) + 0.01
+    point = lambda step, loss: f"{60 + 720 * step / last:g},{430 - 390 * (loss - low) / span:g}"
     svg = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 480" font-family="sans-serif">'
            '<rect width="800" height="480" fill="white"/><text x="390" y="475">iteration</text>'
            '<text x="60" y="25">loss (nats per token)</text>']
-    for part in (0, 0.2, 0.4, 0.6, 0.8, 1):
+    for part in (0, 0.2, 0.4, 0.6, 0.8, 1):  # the axes go from 60 to 780 and from 430 to 40
         svg.append(f'<path d="M60 {430 - 390 * part}h720M{60 + 720 * part} 40v390" stroke="#ddd"/>'
                    f'<text x="{50 + 720 * part}" y="450">{last * part:.0f}</text>'
-                   f'<text x="10" y="{435 - 390 * part}">{low + (high - low) * part:.2f}</text>')
+                   f'<text x="10" y="{435 - 390 * part}">{low + span * part:.2f}</text>')
     for column, color in ((5, "steelblue"), (6, "crimson")):
-        points = " ".join(f"{x(row[0])},{y(row[column])}" for row in rows if row[column])
+        points = " ".join(point(int(row[0]), float(row[column])) for row in rows if row[column])
         svg.append(f'<polyline points="{points}" fill="none" stroke="{color}"/>'
                    f'<text x="690" y="{20 * column}" fill="{color}">{HEADER[column]}</text>')
     with whole_file(Path(out_dir, "loss.svg"), "w") as file:
