@@ -276,8 +276,7 @@ def main(arguments=None):
            for file in out.glob(name)] + snapshots()
     instead = ": use another --out_dir, or begin anew: --overwrite --init_from=scratch (or weights)"
     if not (snapshot or anew) and (old or init_from == "resume"):
-        found = old[0].name if old else "no snapshot"
-        raise ValueError(f"{init_from=} can't be done in {out_dir}, which holds {found}{instead}")
+        raise ValueError(f"{init_from=}, but {out_dir} has {len(old)} files of a run{instead}")
 
     # The model is the snapshot's, which has to fit the settings, or a pretrained one, or new.
     torch.manual_seed(seed)
