@@ -321,7 +321,7 @@ def main(arguments=None):
           f"iterations of {tokens:,}, {target_device.type}, {str(matrix_dtype)[6:]}, {optimizer}")
 
     def loss_of(ids):  # (B, T + 1) -> mean loss, each token predicted from those before it
-        if (token := ids.max()) >= shape.vocab_size:
+        if (token := ids.max()) >= model.config.vocab_size:
             raise ValueError(f"{data_dir} has token {token} of {shape.vocab_size}: prepare it anew")
         ids = (ids.pin_memory() if on_gpu else ids).to(target_device, non_blocking=True)
         with autocast:
