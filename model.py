@@ -603,14 +603,14 @@ def read_tensorflow(path):
 
 READERS = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
 
-def read_snapshot(path):
+def read_snapshot(path, **changes):
     """Return the dict that is in a snapshot file, and its "model"; nothing in it is executed.
     Raises ValueError with the reason if the file is not a whole snapshot of this format."""
     try:
         snapshot = torch_load(path, mmap=False)
         if snapshot.get("format_version") != 2:
             raise ValueError("it is no snapshot of this version of train.py (format_version 2)")
-        model = snapshot["model"] = GPT(GPTConfig(**snapshot["model_config"]))
+        model = snapshot["model"] = GPT(GPTConfig(**snapshot["model_config"] | changes))
         model.load_state_dict(dict(snapshot["model_state_dict"]))
         model.tokenizer = snapshot["tokenizer"]
     except (FileNotFoundError, MemoryError):  # which say nothing about what is in the file

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 import config
 from model import GPT, choose_device
@@ -64,22 +63,21 @@ def decoder(encoding):  # -> a function token -> text; it holds back half a char
 
 def generate(model, encoding, text):
     """Print continuations of the text one after the other, the first one as it grows."""
-    ids = encoding.encode_ordinary(text) or [encoding.eot_token]  # the beginning of a document
+    end = encoding.eot_token  # of a document, and what another begins with
+    ids = encoding.encode_ordinary(text) or [end]
     if len(ids) > model.config.block_size:
         raise ValueError(f"cut the prompt: {len(ids)} tokens, block_size={model.config.block_size}")
     ids = torch.tensor([ids] * num_samples, device=model.lm_head.weight.device)
     if beams:
-        for row, log_prob in model.beam_search(ids[:1], max_new_tokens, beams, length_penalty,
-                                               encoding.eot_token):
+        for row, log_prob in model.beam_search(ids[:1], max_new_tokens, beams, length_penalty, end):
             print(f"log-probability {log_prob:.3f}:", file=sys.stderr)
             print(text, *map(decoder(encoding), row[ids.size(1):]), sep="", flush=True)
         return
-    generator = torch.Generator(ids.device).manual_seed(seed)
     decoders = [decoder(encoding) for _ in ids]
     steps = [[text] * num_samples]  # what each row has grown by
     print("" if probs else text, end="", flush=True)
-    for new, logits in model.stream(ids, max_new_tokens, temperature, top_k, top_p,
-                                    encoding.eot_token, generator, compile):
+    for new, logits in model.stream(ids, max_new_tokens, temperature, top_k, top_p, end,
+                                    torch.Generator(ids.device).manual_seed(seed), compile):
         steps.append([decode(token) for decode, token in zip(decoders, new[:, 0].tolist())])
         if probs:  # the likeliest tokens with their probabilities, the chosen one marked by *
             chances, chosen = logits[0].float().softmax(-1), new[0].item()
@@ -118,7 +116,7 @@ def print_score(model, encoding, text):
     for end in (*range(block_size + 1, len(ids), min(stride, block_size)), len(ids)):
         window = ids[None, max(0, end - block_size - 1):end]
         logits = model(window[:, :-1], window[:, 1:])[0][0, scored - end:].float()
-        total += F.cross_entropy(logits, ids[scored:end], reduction="sum").item()
+        total += torch.nn.functional.cross_entropy(logits, ids[scored:end], reduction="sum").item()
         scored = end
     loss = total / (len(ids) - 1)
     size = len(encoding.decode_bytes(ids[1:].tolist()))

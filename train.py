@@ -88,18 +88,15 @@ def load_data(folder):
     A folder without meta.json, such as nanoGPT makes, is taken as GPT-2's tokens in uint16."""
     meta = read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={}, tokenizer=None)
     data = {}
-    for split in ("train", "val", "test"):
+    for split, least in (("train", block_size + 1), ("val", 2 * eval_only), ("test", 0)):
         path = Path(folder, f"{split}.bin")
         found = fingerprint(path) if path.exists() else None
-        if found != meta["splits"].setdefault(split, {"fingerprint": found})["fingerprint"]:
-            raise ValueError(f"{path} is not the file that meta.json describes: "
-                             f"python prepare.py --out_dir={folder} makes it")
-        full = found and path.stat().st_size
+        same = found == meta["splits"].setdefault(split, {"fingerprint": found})["fingerprint"]
+        full = same and found and path.stat().st_size
         data[split] = np.memmap(path, dtype=meta["dtype"], mode="r") if full else np.empty(0, int)
-    for split, least in (("train", block_size + 1), ("val", 2 * eval_only)):
-        if len(data[split]) < least:
-            raise ValueError(f"{folder}/{split}.bin is missing or under {least} tokens (block_size="
-                             f"{block_size}): python prepare.py --out_dir={folder} makes it")
+        if not same or len(data[split]) < least:
+            why = f"under {least} tokens ({block_size=})" if same else "not what meta.json says"
+            raise ValueError(f"{path} is missing or {why}: python prepare.py --out_dir={folder}")
     meta["tokenizer"] = meta["tokenizer"] or gpt2_tokenizer()
     return meta, data
 
@@ -170,12 +167,12 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model):  # (their learning rates are set before each update)
     """Return AdamW and, where that is the setting, Muon for the matrices inside the blocks."""
     matrices, embeddings, vectors = model.parameter_groups()
-    muon = [Muon(matrices, dict(lr=0.0, momentum=0.95, weight_decay=weight_decay))]
-    groups = [dict(params=embeddings + vectors)]
+    options = dict(betas=(beta1, beta2), weight_decay=0.0, fused=True)
     if optimizer == "adamw":
         decayed = dict(params=matrices + embeddings, weight_decay=weight_decay)
-        muon, groups = [], [decayed, dict(params=vectors)]
-    return [torch.optim.AdamW(groups, betas=(beta1, beta2), weight_decay=0.0, fused=True), *muon]
+        return [torch.optim.AdamW([decayed, dict(params=vectors)], **options)]
+    muon = Muon(matrices, dict(lr=0.0, momentum=0.95, weight_decay=weight_decay))
+    return [torch.optim.AdamW(embeddings + vectors, **options), muon]
 
 def lr_factor(step, last):
     """Return what the highest learning rates are multiplied by in iteration step of last."""
@@ -208,18 +205,17 @@ def write_log(rows):
     with whole_file(Path(out_dir, "log.csv"), "w") as file:
         file.writelines(",".join(map(str, row)) + "\n" for row in [HEADER, *rows])
     losses = [float(loss) for row in rows for loss in row[5:7] if loss] or [0]
-    last, low, high = int(rows[-1][0]) if rows else 1, min(losses), max(losses) + 0.01
-    x = lambda step: round(60 + 720 * int(step) / last, 1)  # the axes go from 60 to 780 ...
-    y = lambda loss: round(430 - 390 * (float(loss) - low) / (high - low), 1)  # ... and 430 to 40
+    last, low, span = int(rows[-1][0]) if rows else 1, min(losses), max(losses) - min(losses) + 0.01
+    point = lambda step, loss: f"{60 + 720 * step / last:g},{430 - 390 * (loss - low) / span:g}"
     svg = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 480" font-family="sans-serif">'
            '<rect width="800" height="480" fill="white"/><text x="390" y="475">iteration</text>'
            '<text x="60" y="25">loss (nats per token)</text>']
-    for part in (0, 0.2, 0.4, 0.6, 0.8, 1):
+    for part in (0, 0.2, 0.4, 0.6, 0.8, 1):  # the axes go from 60 to 780 and from 430 to 40
         svg.append(f'<path d="M60 {430 - 390 * part}h720M{60 + 720 * part} 40v390" stroke="#ddd"/>'
                    f'<text x="{50 + 720 * part}" y="450">{last * part:.0f}</text>'
-                   f'<text x="10" y="{435 - 390 * part}">{low + (high - low) * part:.2f}</text>')
+                   f'<text x="10" y="{435 - 390 * part}">{low + span * part:.2f}</text>')
     for column, color in ((5, "steelblue"), (6, "crimson")):
-        points = " ".join(f"{x(row[0])},{y(row[column])}" for row in rows if row[column])
+        points = " ".join(point(int(row[0]), float(row[column])) for row in rows if row[column])
         svg.append(f'<polyline points="{points}" fill="none" stroke="{color}"/>'
                    f'<text x="690" y="{20 * column}" fill="{color}">{HEADER[column]}</text>')
     with whole_file(Path(out_dir, "loss.svg"), "w") as file:
@@ -229,9 +225,8 @@ def write_log(rows):
 def print_samples(model, encoding, tokens, device, count):
     """Print continuations of sample_prompt, and what the model expects along a validation text."""
     prompt = encoding.encode_ordinary(sample_prompt) or [encoding.eot_token]
-    prompts = torch.tensor([prompt] * count, device=device)
-    generator = torch.Generator(device).manual_seed(seed)
-    for row in model.generate(prompts, max_length, generator=generator).tolist():
+    torch.manual_seed(seed)
+    for row in model.generate(torch.tensor([prompt] * count, device=device), max_length).tolist():
         print("  sample    |" + encoding.decode(row).replace("\n", "\n            |"))
     text = torch.tensor(tokens[:min(max_length, block_size)].tolist(), device=device)[None]
     if text.numel():
@@ -247,6 +242,7 @@ def main(arguments=None):
     config.at_least(settings, 1, "batch_size gradient_accumulation_steps snapshot_interval "
                     "keep_snapshots log_interval eval_interval lr_step_iters block_size")
     globals().update(settings)
+    globals().update(SIZES.get(size, {}), block_size=settings["block_size"])
     keep_memory()
     if "RANK" in os.environ and device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # or all would take a part of GPU 0
@@ -259,19 +255,20 @@ def main(arguments=None):
         atexit.register(gc.collect)  # ... and so it is while DDP, in a cycle, refers to it
         sys.stdout = open(os.devnull, "w") if rank else sys.stdout  # the first speaks for all
     if gradient_accumulation_steps % n_processes:
-        config.usage(f"gradient_accumulation_steps={gradient_accumulation_steps} can't be divided "
-                     f"among {n_processes} processes: make it a multiple")
+        config.usage(f"{gradient_accumulation_steps=} is no multiple of {n_processes} processes")
     meta, data = load_data(data_dir)
     encoding = load_tokenizer(meta["tokenizer"])
+    shape = GPTConfig(block_size, meta["vocab_size"], n_layer, n_head, n_embd, dropout, bias)
+
     # What out_dir holds decides how the run begins.
-    out, snapshot = Path(out_dir), None
+    out, path, snapshot = Path(out_dir), None, None
     snapshots = lambda: sorted(out.glob("snapshots/snapshot_step_*.pt"), reverse=True,
                                key=lambda path: (len(path.name), path.name))  # the newest first
     pretrained = init_from not in ("auto", "scratch", "resume")  # it names weights to begin from
     anew = init_from not in ("auto", "resume") and (overwrite or eval_only)
     for path in [] if anew or init_from == "scratch" else snapshots():
         try:
-            snapshot = read_snapshot(path)
+            snapshot = read_snapshot(path, dropout=dropout)
             break
         except ValueError as error:
             print(f"skipped: {error}", file=sys.stderr)
@@ -279,8 +276,7 @@ def main(arguments=None):
            for file in out.glob(name)] + snapshots()
     instead = ": use another --out_dir, or begin anew: --overwrite --init_from=scratch (or weights)"
     if not (snapshot or anew) and (old or init_from == "resume"):
-        raise ValueError(f"init_from={init_from!r} can't be done in {out_dir}, which holds "
-                         + (old[0].name + instead if old else "no snapshot"))
+        raise ValueError(f"{init_from=}, but {out_dir} has {len(old)} files of a run{instead}")
 
     # The model is the snapshot's, which has to fit the settings, or a pretrained one, or new.
     torch.manual_seed(seed)
@@ -290,10 +286,8 @@ def main(arguments=None):
         there = {**snapshot["settings"], "data": snapshot["data"]}
         for name in "data init_from optimizer size n_layer n_head n_embd block_size bias".split():
             if here[name] != there.get(name):
-                raise ValueError(f"{path} is of another run ({name}={there.get(name)}, not "
-                                 f"{here[name]}){instead}")
-        model = GPT(GPTConfig(**{**snapshot["model_config"], "dropout": dropout}))
-        model.load_state_dict(snapshot["model_state_dict"])
+                raise ValueError(f"{path} has {name}={there.get(name)}, not {here[name]}{instead}")
+        model = snapshot["model"]
     elif pretrained:
         model = GPT.from_pretrained(init_from, dropout)
         model.crop_block_size(block_size)
@@ -301,9 +295,7 @@ def main(arguments=None):
             raise ValueError(f"{data_dir} has a vocabulary of {meta['vocab_size']}, {init_from} of "
                              f"{model.config.vocab_size}: see prepare.py's --tokenizer=gpt2")
     else:
-        shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, **SIZES.get(size, {}),
-                 "block_size": block_size, "vocab_size": meta["vocab_size"], "bias": bias}
-        model = GPT(GPTConfig(**shape, dropout=dropout))
+        model = GPT(shape)
     forward = distributed(model.eval(), target_device)
     forward = torch.compile(forward) if compiled else forward
     optimizers = make_optimizers(model)
@@ -317,7 +309,7 @@ def main(arguments=None):
         for opt, state in zip(optimizers, snapshot["optimizer_state_dict"]):
             dcp.set_optimizer_state_dict(model, opt, state, options=full)
         scaler.load_state_dict(snapshot["scaler_state_dict"] or scaler.state_dict())
-        snapshot, state = path, None  # to have their memory back
+        snapshot = state = None  # to have their memory back
         print(f"going on from {path}")
     tokens = batch_size * gradient_accumulation_steps * block_size  # in one iteration
     tokens_per_epoch = len(data["train"]) // block_size * block_size
@@ -329,9 +321,8 @@ def main(arguments=None):
           f"iterations of {tokens:,}, {target_device.type}, {str(matrix_dtype)[6:]}, {optimizer}")
 
     def loss_of(ids):  # (B, T + 1) -> mean loss, each token predicted from those before it
-        if ids.max() >= model.config.vocab_size:
-            raise ValueError(f"{data_dir} holds the token id {ids.max()}, but its vocabulary has "
-                             f"{meta['vocab_size']} tokens: python prepare.py makes it anew")
+        if (token := ids.max()) >= model.config.vocab_size:
+            raise ValueError(f"{data_dir} has token {token} of {shape.vocab_size}: prepare it anew")
         ids = (ids.pin_memory() if on_gpu else ids).to(target_device, non_blocking=True)
         with autocast:
             return forward(ids[:, :-1].clamp(min=0), ids[:, 1:], return_logits=False)[1]
@@ -370,20 +361,19 @@ def main(arguments=None):
 
     if eval_only:
         return print(report("validation", *losses_on("val")))
-    if snapshot and finished() and (out / "final_model.pt").exists():
+    if path and finished() and (out / "final_model.pt").exists():
         return print(f"nothing left to do: {out_dir}/final_model.pt is the end of this run")
     if sum_over_processes(step) != [step * n_processes]:
         raise ValueError(f"out_dir={out_dir} has to be a folder that all processes share")
     rows = [line.split(",") for log in out.glob("log.csv")
             for line in log.read_text("utf-8").splitlines()[1:] if int(line.split(",")[0]) <= step]
     if rank == 0:
-        (out / "snapshots").mkdir(parents=True, exist_ok=True)
         # A kill cut the writing of .tmp off; and skipped snapshots mustn't displace the valid ones.
-        for file in [*out.glob("snapshots/*.tmp"), *([] if snapshot else old)]:
+        for file in [*out.glob("snapshots/*.tmp"), *([] if path else old)]:
             file.unlink()
-        for file in snapshots()[:snapshots().index(path)] if snapshot else []:
+        for file in snapshots()[:snapshots().index(path)] if path else []:
             file.rename(f"{file}.broken")
-    if not snapshot:  # a run that is cut off before its first interval begins again from here
+    if not path:  # a run that is cut off before its first interval begins again from here
         save("snapshots/snapshot_step_0.pt")  # (before log.csv, which alone would be no run)
     if rank == 0:
         write_log(rows)
@@ -415,12 +405,11 @@ def main(arguments=None):
             for group in opt.param_groups:
                 group["lr"] = highest * lr_factor(step, last)
         norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf))
-        skipped = skipped + ~torch.isfinite(total + norm)
-        for opt in optimizers:
-            if not scaler.is_enabled() or norm.isfinite():  # float16 can overflow: skip all, then
-                with autocast:  # for Muon's matrix products
-                    scaler.step(opt)
-            opt.zero_grad(set_to_none=True)
+        skipped = skipped + ~torch.isfinite(total + norm)  # float16 can overflow: no step, then
+        with autocast:  # for Muon's matrix products
+            for opt in optimizers if not scaler.is_enabled() or norm.isfinite() else []:
+                scaler.step(opt)
+        model.zero_grad()
         scaler.update()
         step += 1
         # What is due. A GPU runs ahead of this script, and to read a number is to wait for it.
@@ -431,26 +420,23 @@ def main(arguments=None):
             if stop or due(eval_interval, snapshot_interval):  # then the weights are saved
                 sound += whole(torch.nn.utils.get_total_norm(model.parameters())).item()
             if not math.isfinite(sound):
-                raise ValueError(f"iteration {step}: a loss, gradient or weight is no number: "
-                                 "lower learning_rate or muon_learning_rate; snapshots are kept")
+                raise ValueError(f"iteration {step}: inf or nan: lower learning_rate (and Muon's)")
+        line = f"{clear}iteration {step}/{last}: {time.time() - started:.2f} s, loss {loss:.4f}"
         if clear and time.time() - shown > 0.2:
             speed = (step - shown_step) * tokens / (time.time() - shown)
-            print(f"{clear}{step}/{last} | loss {loss:.4f} | {speed:,.0f} tokens/s | "
-                  f"{speed * model.flops_per_token() / 1e9:,.0f} GFLOP/s | "
-                  f"{(last - step) * tokens / speed:.0f} s left", end="", flush=True)
+            print(f"{line}, {speed:,.0f} tokens/s, {speed * model.flops_per_token() / 1e9:,.0f} "
+                  f"GFLOP/s, {(last - step) * tokens / speed:.0f} s left", end="", flush=True)
             shown, shown_step = time.time(), step
         eval_due = len(data["val"]) > 1 and due(eval_interval)
         if eval_due or due(log_interval):
             row = [step, step * tokens / tokens_per_epoch, step * tokens, time.time() - started,
-                   learning_rate * lr_factor(step - 1, last), loss, "", "", ""]
-            line = f"{clear}iteration {step}/{last}: {row[3]:.2f} s, loss {loss:.4f}"
+                   learning_rate * lr_factor(step - 1, last), loss]
+            row += losses_on("val") if eval_due else ("", "", "")
             line += f", {skipped} steps skipped" if skipped else ""
-            if eval_due:
-                row[6:] = losses_on("val")
-                line += f", val loss {row[6]:.4f}, {row[8]:.4f} bits per byte"
-                if row[6] < best:
-                    best = row[6]
-                    save("best.pt")
+            line += f", val loss {row[6]:.4f}, {row[8]:.4f} bits per byte" if eval_due else ""
+            if eval_due and row[6] < best:
+                best = row[6]
+                save("best.pt")
             print(line, flush=True)
             rows.append([f"{x:.8g}" if isinstance(x, float) else x for x in row])
             if rank == 0:
@@ -468,9 +454,9 @@ def main(arguments=None):
     if num_return_sequences:
         print_samples(model, encoding, data["val"], target_device, num_return_sequences)
     if len(data["test"]) > 1:
-        path = out / ("best.pt" if best < math.inf else "final_model.pt")
-        dcp.set_model_state_dict(model, read_snapshot(path)["model_state_dict"], options=full)
-        print(report(f"test with {path}", *losses_on("test")))
+        chosen = out / ("best.pt" if best < math.inf else "final_model.pt")
+        dcp.set_model_state_dict(model, read_snapshot(chosen)["model_state_dict"], options=full)
+        print(report(f"test with {chosen}", *losses_on("test")))
 
 if __name__ == "__main__":
     raise SystemExit(config.run(main))

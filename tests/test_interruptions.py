@@ -691,4 +691,4 @@ def test_data_of_one_text_with_the_meta_json_of_another_is_noticed(old_data, tmp
     shutil.copy(old_data / "meta.json", folder)
     assert json.loads((folder / "meta.json").read_text())["vocab_size"] > 256
     assert config.run(train.main, [*SHORT, f"--data_dir={folder}", f"--out_dir={tmp_path}"]) == 1
-    assert "train.bin is not the file that meta.json describes" in capsys.readouterr().err
+    assert "train.bin is missing or not what meta.json says" in capsys.readouterr().err
