@@ -89,7 +89,6 @@ class Dropout(nn.Dropout):  # drawing a number for each element takes a CPU as l
 class Block(nn.Module):
     """One layer: each position looks at those before it (attention), then thinks (mlp). Both add
     to the stream x, and each normalizes what it reads of it."""
-
     def __init__(self, config):
         super().__init__()
         C, self.n_head = config.n_embd, config.n_head
@@ -149,7 +148,6 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """F.cross_entropy(F.linear(x, weight), targets, reduction="sum"), a few positions at a time.
     The logits of all of them would be by far the largest tensor; so each part goes all the way to
     the gradients of x and weight, and backward has nothing left to do but multiply."""
-
     @staticmethod
     def forward(ctx, x, weight, targets, backward_follows):  # (N, C), (V, C), (N,) -> ()
         matrix, total = weight.to(x.dtype), weight.new_zeros(())
@@ -191,17 +189,15 @@ class GPT(nn.Module):
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
-                # Each block adds to the stream twice: the sum of 2 * n_layer such additions
-                # keeps the size of one (GPT-2 paper, 2.3).
+                # All additions to the stream together keep the size of one (GPT-2 paper, 2.3).
                 additions = 2 * config.n_layer if name.endswith("c_proj.weight") else 1
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(additions))
 
     def forward(self, idx, targets=None, return_logits=True, cache=None, position=None):
-        """Predict what follows each of the token ids idx (B, T), before which a cache holds others,
-        up to block_size together. Returns (logits, loss): without targets (B, 1, vocab_size), for
-        the last position alone, and None; with targets (B, T), -1 where none counts, (B, T,
-        vocab_size), or None without return_logits, and the mean loss in nats. position (1,), the
-        place of a single token, makes a step whose shapes never change."""
+        """Predict what follows the token ids idx (B, T), with a cache's up to block_size. Returns
+        (logits, loss): without targets (B, 1, vocab_size), for the last position, and None; with
+        targets (B, T), -1 where none counts, (B, T, vocab_size), None without return_logits, and
+        the mean in nats. position (1,), that of a single token, makes a step of fixed shapes."""
         T, start, end, mask = idx.size(1), 0, self.config.block_size, None
         if position is None:
             start = cache.length if cache else 0
@@ -241,8 +237,7 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self):
-        """Floating-point operations to train on one token: 6 per weight that is multiplied by,
-        and attention's 12 * n_layer * n_embd * block_size (PaLM paper, appendix B)."""
+        """Floating-point operations to train on one token, as in PaLM's paper, appendix B."""
         weights = self.num_params() - self.transformer.wpe.weight.numel()
         return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
 
@@ -261,9 +256,8 @@ class GPT(nn.Module):
         self.transformer.wpe.num_embeddings = self.config.block_size = block_size
 
     def pack(self, rows=1):
-        """Prepare for generating so many texts at a time: on a CPU, keep copies of the large
-        matrices in the order in which oneDNN's kernels for few rows read them, which takes half
-        the time of nn.Linear's. From then on the model can't be trained."""
+        """Prepare for generating so many texts at a time: on a CPU, keep large matrices as oneDNN's
+        kernels for few rows read them, in half of nn.Linear's time; training is over with that."""
         weight = self.lm_head.weight
         known = weight.is_cpu and torch.backends.mkldnn.is_available() and (
             weight.dtype == torch.float32 or weight.dtype == torch.bfloat16
@@ -310,22 +304,19 @@ class GPT(nn.Module):
 
     def generate(self, idx, max_new_tokens, **options):
         """Return idx with its continuation, (B, T) -> (B, T + max_new_tokens); see stream."""
-        new = [ids for ids, _ in self.stream(idx, max_new_tokens, **options)]
-        return torch.cat([idx, *new], dim=1)
+        return torch.cat([idx, *(ids for ids, _ in self.stream(idx, max_new_tokens, **options))], 1)
 
     @torch.inference_mode()
     def beam_search(self, idx, max_new_tokens, beams, length_penalty=1.0, eos_token=None):
-        """Search for likely continuations of idx (1, T): of all that a further token makes of the
-        beams, so many are kept, and one that has reached eos_token stays as it is. Returns [(ids,
-        log-probability of what follows idx)], the best first: by log-probability over
-        length ** length_penalty. Beyond block_size it's as in stream."""
+        """Search for likely continuations of idx (1, T): of all that one more token makes of the
+        beams, so many are kept; one with eos_token is complete. Returns [(ids, log-probability of
+        what follows idx)], the best log-probability / length ** length_penalty first."""
         block_size, vocab_size = self.config.block_size, self.config.vocab_size
         cache, texts = Cache(self, beams), idx.expand(beams, -1)
         scores = torch.full((beams, 1), -math.inf, device=idx.device)  # log-probabilities
         scores[0] = 0.0  # at first all beams are the same: only one of them counts
-        lengths = torch.zeros_like(texts[:, :1])
+        fresh, lengths = texts[:, -block_size:], torch.zeros_like(texts[:, :1])  # as in stream
         done = lengths > 0
-        fresh = texts[:, -block_size:]
         for _ in range(max_new_tokens):
             if cache.length + fresh.size(1) > block_size:
                 cache.length, fresh = 0, texts[:, -(block_size // 2 or 1):]
@@ -359,8 +350,9 @@ class GPT(nn.Module):
             config = GPTConfig(get("n_positions", get("n_ctx")), get("vocab_size", get("n_vocab")),
                                get("n_layer"), get("n_head"), get("n_embd"), dropout)
             state = {}
+            read = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
             for path in weight_files(folder):
-                for key, tensor in READERS[path.suffix](path).items():
+                for key, tensor in read[path.suffix](path).items():
                     if not re.search(r"\.attn\.(masked_)?bias$", key):  # old files have masks ...
                         key = re.sub("^(?!transformer|lm_head)", "transformer.", key)  # no prefix
                         state[key] = tensor.transpose(0, -1) if ".h." in key else tensor
@@ -422,9 +414,8 @@ class GPT(nn.Module):
                 file.writelines(tensor.contiguous().numpy() for tensor in weights.values())
             os.replace(new, folder)
 
-    @classmethod
-    def from_snapshot(cls, path):
-        """Return the model of a snapshot that train.py wrote; see read_snapshot."""
+    @staticmethod
+    def from_snapshot(path):  # -> the model of a snapshot that train.py wrote; see read_snapshot
         return read_snapshot(path)["model"]
 
 # GPT-2 as others keep it. config.json says this, or nothing of it, of a model that is a GPT-2:
@@ -485,8 +476,7 @@ def hub_folder(name):  # -> its folder in Hugging Face's cache, with what is mis
     return folder
 
 def weight_files(folder):  # -> the paths of the files that a model's weights are in
-    path = next((folder / file for file in WEIGHT_FILES if (folder / file).exists()),
-                folder / WEIGHT_FILES[0])
+    path = next(filter(Path.exists, map(folder.joinpath, WEIGHT_FILES)), folder / WEIGHT_FILES[0])
     if path.suffix == ".json":  # it says which tensor is in which file
         files = json.loads(path.read_bytes())["weight_map"].values()
         return [folder / file for file in {Path(file).name for file in files}]
@@ -497,15 +487,15 @@ def mapped(path, offset, dtype, shape):  # -> a tensor that is read from the fil
     return torch.from_numpy(data).view(dtype).view(shape)
 
 def read_safetensors(path):  # -> {name: tensor}; they have to fill the file without a gap
-    dtypes = dict(F32="float32", F16="float16", BF16="bfloat16", U8="uint8", BOOL="bool")
+    dtypes = dict(F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, U8=torch.uint8,
+                  BOOL=torch.bool)
     size, weights = os.path.getsize(path), {}
     with open(path, "rb") as file:
         start = end = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(min(start, size) - 8))
     header.pop("__metadata__", None)
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        dtype = getattr(torch, dtypes[entry["dtype"]])
-        tensor = weights[name] = mapped(path, end, dtype, entry["shape"])
+        tensor = weights[name] = mapped(path, end, dtypes[entry["dtype"]], entry["shape"])
         if entry["data_offsets"] != [end - start, end - start + tensor.nbytes]:
             raise ValueError(f"{path.name}: {name} can't be what its header says, {entry}")
         end += tensor.nbytes
@@ -552,20 +542,17 @@ def read_tensorflow(path):  # -> {name: tensor}; path is the index, which tells 
         return found
     footer = io.BytesIO(index[-48:])
     varint(footer), varint(footer)  # the place and size of a table without use
-    entries = [entry for handle in table(footer).values()
-               for entry in table(io.BytesIO(handle)).items() if entry[0]]  # (b"" is about all)
-    for name, entry in entries:
-        name, entry = name.decode(), fields(entry)
+    entries = {name.decode(): fields(entry) for handle in table(footer).values()
+               for name, entry in table(io.BytesIO(handle)).items() if name}  # (b"" is about all)
+    for name, entry in entries.items():
         shape = [fields(size)[1][0] for size in fields(entry[2][0])[2]][-2:]  # some are [1, n, m]
         tensor = mapped(data, entry.get(4, [0])[0], torch.float32, shape)
-        if (entry[1] != [1] or entry[5] != [tensor.nbytes] or tensor.nbytes <= 1 << 16  # (or slow)
-                and entry[6] != [checksum(tensor.numpy().tobytes())]):
+        if (entry[1] != [1] or entry[5] != [tensor.nbytes] or tensor.nbytes <= 1 << 16
+                and entry[6] != [checksum(tensor.numpy().tobytes())]):  # (of more it'd take long)
             raise ValueError(f"{name} is damaged, or not float32")
         name = name.replace("model/h", "h.").replace("model/", "").replace("/", ".")
         weights[re.sub(r"(\.[wg]|(?<=^w.e))$", ".weight", re.sub(r"\.b$", ".bias", name))] = tensor
     return weights
-
-READERS = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
 
 def read_snapshot(path, **changes):
     """Return the dict that is in a snapshot file, and its "model", whose config the changes alter;
