@@ -125,7 +125,7 @@ class Cache:
     and a new token costs one position's work in place of the whole text's."""
     def __init__(self, model, batch_size):
         config, head_dim = model.config, model.config.n_embd // model.config.n_head
-        self.past = model.lm_head.weight.new_zeros(  # (n_layer, keys and values, B, ...)
+        self.past = model.lm_head.weight.new_zeros(  # 2: keys and values
             config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
         self.length = 0  # positions filled
 
@@ -353,8 +353,8 @@ class GPT(nn.Module):
             read = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
             for path in weight_files(folder):
                 for key, tensor in read[path.suffix](path).items():
-                    if not re.search(r"\.attn\.(masked_)?bias$", key):  # old files have masks ...
-                        key = re.sub("^(?!transformer|lm_head)", "transformer.", key)  # no prefix
+                    if not re.search(r"\.attn\.(masked_)?bias$", key):  # old files have masks,
+                        key = re.sub("^(?!transformer|lm_head)", "transformer.", key)  # or no prefix
                         state[key] = tensor.transpose(0, -1) if ".h." in key else tensor
             wte = state["transformer.wte.weight"]
             if "lm_head.weight" in state and not state["lm_head.weight"].equal(wte):
@@ -366,7 +366,7 @@ class GPT(nn.Module):
                 model = cls(config)
             model.load_state_dict({"lm_head.weight": wte} | state, assign=True)
             model.lm_head.weight = model.transformer.wte.weight
-            del state, tensor, wte  # so that what is mapped leaves memory as soon as it is copied
+            del state, tensor, wte  # what is mapped from the files leaves memory when it is copied
             for parameter in model.parameters():
                 parameter.data = torch.empty(parameter.shape).copy_(parameter.data)
             with suppress(OSError):  # (GPT-2's own may not be at hand)
