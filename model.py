@@ -124,9 +124,10 @@ class Cache:
     positions, and these never change: what comes later can't reach back. So each layer keeps them,
     and a new token costs one position's work in place of the whole text's."""
     def __init__(self, model, batch_size):
-        config, head_dim = model.config, model.config.n_embd // model.config.n_head
-        self.past = model.lm_head.weight.new_zeros(  # 2: keys and values
-            config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
+        config, weight = model.config, model.lm_head.weight
+        self.past = torch.zeros(  # (n_layer, keys and values, B, n_head, block_size, head_dim)
+            config.n_layer, 2, batch_size, config.n_head, config.block_size,
+            config.n_embd // config.n_head, device=weight.device, dtype=weight.dtype)
         self.length = 0  # positions filled
 
 def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
@@ -209,9 +210,8 @@ class GPT(nn.Module):
             position = torch.arange(start, end, device=idx.device)
         if end > start + T or start and T > 1:  # (T, end): what each position may look at
             mask = position[:, None] >= torch.arange(end, device=idx.device)
-        # (B, T) -> (B, T, C)
         x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(position))
-        for i, block in enumerate(self.transformer.h):
+        for i, block in enumerate(self.transformer.h):  # x is (B, T, C) by now, and stays so
             past = cache.past[i, :, :, :, :end] if cache else None
             x = block(x, past, position, mask)
         x = self.transformer.ln_f(x)
@@ -353,8 +353,8 @@ class GPT(nn.Module):
             read = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
             for path in weight_files(folder):
                 for key, tensor in read[path.suffix](path).items():
-                    if not re.search(r"\.attn\.(masked_)?bias$", key):  # old files have masks,
-                        key = re.sub("^(?!transformer|lm_head)", "transformer.", key)  # or no prefix
+                    if not re.search(r"\.attn\.(masked_)?bias$", key):  # no mask of old files
+                        key = re.sub("^(?!transformer|lm_head)", "transformer.", key)  # if missing
                         state[key] = tensor.transpose(0, -1) if ".h." in key else tensor
             wte = state["transformer.wte.weight"]
             if "lm_head.weight" in state and not state["lm_head.weight"].equal(wte):
