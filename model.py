@@ -59,15 +59,13 @@ class GPTConfig:
             raise ValueError(f"dropout={self.dropout}: expected from 0 to below 1")
 
 def choose_device(device="auto", dtype="auto", compile="auto"):
-    """Turn the three settings into (torch.device, torch.dtype, bool); ValueError for a device that
-    is not there and for values that are none."""
+    """Turn the three settings into (torch.device, torch.dtype, bool). Raises ValueError."""
     if device == "auto":
-        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     try:
-        torch.empty(1, device=str(device)).item()
+        torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"device={device!r} can't be used here: {str(error).splitlines()[0]}; "
-                         "expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
+        raise ValueError(f"{device=} can't be used, try 'auto' or 'cpu': {error!s:.99}") from error
     device = torch.device(device)
     if dtype == "auto" and device.type == "cuda":
         dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
@@ -91,17 +89,14 @@ class Dropout(nn.Dropout):  # drawing a number for each element takes a CPU as l
 class Block(nn.Module):
     """One layer: each position looks at those before it (attention), then thinks (mlp). Both add
     to the stream x, and each normalizes what it reads of it."""
-
     def __init__(self, config):
         super().__init__()
-        n_embd, bias = config.n_embd, config.bias
-        self.n_head = config.n_head
-        self.ln_1 = nn.LayerNorm(n_embd, bias=bias)
-        self.attn = nn.ModuleDict({"c_attn": nn.Linear(n_embd, 3 * n_embd, bias=bias),
-                                   "c_proj": nn.Linear(n_embd, n_embd, bias=bias)})
-        self.ln_2 = nn.LayerNorm(n_embd, bias=bias)
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(n_embd, 4 * n_embd, bias=bias),
-                                  "c_proj": nn.Linear(4 * n_embd, n_embd, bias=bias)})
+        C, self.n_head = config.n_embd, config.n_head
+        linear = lambda n_in, n_out: nn.Linear(n_in, n_out, bias=config.bias)
+        self.ln_1 = nn.LayerNorm(C, bias=config.bias)
+        self.attn = nn.ModuleDict({"c_attn": linear(C, 3 * C), "c_proj": linear(C, C)})
+        self.ln_2 = nn.LayerNorm(C, bias=config.bias)
+        self.mlp = nn.ModuleDict({"c_fc": linear(C, 4 * C), "c_proj": linear(4 * C, C)})
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x, past=None, position=None, mask=None):  # (B, T, C) -> (B, T, C)
@@ -121,8 +116,7 @@ class Block(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, **options)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         x = x + self.dropout(self.attn["c_proj"](y))
-        # (B, T, C) -> (B, T, 4C) -> (B, T, C)
-        y = F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")
+        y = F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")  # (B, T, C) -> (B, T, 4C)
         return x + self.dropout(self.mlp["c_proj"](y))
 
 class Cache:
@@ -131,8 +125,7 @@ class Cache:
     and a new token costs one position's work in place of the whole text's."""
     def __init__(self, model, batch_size):
         config, weight = model.config, model.lm_head.weight
-        # (n_layer, keys and values, B, n_head, block_size, head_dim)
-        self.past = torch.zeros(
+        self.past = torch.zeros(  # (n_layer, keys and values, B, n_head, block_size, head_dim)
             config.n_layer, 2, batch_size, config.n_head, config.block_size,
             config.n_embd // config.n_head, device=weight.device, dtype=weight.dtype)
         self.length = 0  # positions filled
@@ -143,8 +136,7 @@ def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None
     have that probability (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration")."""
     if temperature < 1e-6:
         return logits.argmax(-1, keepdim=True)
-    top_p = 1.0 if top_p is None else top_p
-    logits, order, k = logits.float() / temperature, None, logits.size(-1)
+    logits, order, k, top_p = logits.float() / temperature, None, logits.size(-1), top_p or 1.0
     if (top_k or k) < k or top_p < 1:
         logits, order = logits.topk(min(top_k or k, k))
     probs = F.softmax(logits, dim=-1)  # with the likeliest first, if there is an order
@@ -157,7 +149,6 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """F.cross_entropy(F.linear(x, weight), targets, reduction="sum"), a few positions at a time.
     The logits of all of them would be by far the largest tensor; so each part goes all the way to
     the gradients of x and weight, and backward has nothing left to do but multiply."""
-
     @staticmethod
     def forward(ctx, x, weight, targets, backward_follows):  # (N, C), (V, C), (N,) -> ()
         matrix, total = weight.to(x.dtype), weight.new_zeros(())
@@ -183,11 +174,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return grad_x.mul_(grad_output), grad_weight.mul_(grad_output), None, None
 
 class GPT(nn.Module):
-    tokenizer = None  # as prepare.py describes one, where the model's is known
-
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.tokenizer = None  # as prepare.py describes one, where the model's is known
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
             wpe=nn.Embedding(config.block_size, config.n_embd),
@@ -200,32 +190,28 @@ class GPT(nn.Module):
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
-                # Each block adds to the stream twice: the sum of 2 * n_layer such additions
-                # keeps the size of one (GPT-2 paper, 2.3).
-                residual = name.endswith("c_proj.weight")
-                std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
-                nn.init.normal_(parameter, std=std)
+                # All additions to the stream together keep the size of one (GPT-2 paper, 2.3).
+                additions = 2 * config.n_layer if name.endswith("c_proj.weight") else 1
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(additions))
 
     def forward(self, idx, targets=None, return_logits=True, cache=None, position=None):
-        """Predict what follows each of the token ids idx (B, T), T up to block_size; a cache holds
-        what came before them. Returns (logits, loss). Without targets: (B, 1, vocab_size), for the
-        last position alone, and None. With targets (B, T), the ids that follow, -1 where none
-        counts: (B, T, vocab_size), or None without return_logits, and the mean loss in nats.
-        position (1,), the place of a single token, makes a step whose shapes never change."""
+        """Predict what follows the token ids idx (B, T), with a cache's up to block_size. Returns
+        (logits, loss): without targets (B, 1, vocab_size), for the last position, and None; with
+        targets (B, T), -1 where none counts, (B, T, vocab_size), None without return_logits, and
+        the mean in nats. position (1,), that of a single token, makes a step of fixed shapes."""
         T, start, end, mask = idx.size(1), 0, self.config.block_size, None
         if position is None:
             start = cache.length if cache else 0
-            if start + T > end:
-                raise ValueError(f"{start + T} tokens don't fit block_size={end}: shorten them")
+            if not 0 < T <= end - start:
+                raise ValueError(f"{start + T} tokens: expected from 1 to block_size={end}")
             end = start + T
             if cache:
                 cache.length = end
             position = torch.arange(start, end, device=idx.device)
         if end > start + T or start and T > 1:  # (T, end): what each position may look at
             mask = position[:, None] >= torch.arange(end, device=idx.device)
-        # (B, T) -> (B, T, C)
         x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(position))
-        for i, block in enumerate(self.transformer.h):
+        for i, block in enumerate(self.transformer.h):  # x is (B, T, C) by now, and stays so
             past = cache.past[i, :, :, :, :end] if cache else None
             x = block(x, past, position, mask)
         x = self.transformer.ln_f(x)
@@ -242,18 +228,16 @@ class GPT(nn.Module):
             x = x.to(torch.get_autocast_dtype(kind))
         if kind == "cuda":  # tensor cores want multiples of 128; the padding is cut off at once
             logits = F.linear(x, F.pad(weight, (0, 0, 0, -vocab_size % 128)))[:, :vocab_size]
-            total = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
-        else:
-            with torch.autocast(kind, enabled=False):
-                total = ChunkedCrossEntropy.apply(x, weight, targets, torch.is_grad_enabled())
+            return F.cross_entropy(logits, targets, ignore_index=-1)
+        with torch.autocast(kind, enabled=False):
+            total = ChunkedCrossEntropy.apply(x, weight, targets, torch.is_grad_enabled())
         return total / (targets != -1).sum()
 
     def num_params(self):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self):
-        """Floating-point operations to train on one token: 6 per weight that is multiplied by,
-        and attention's 12 * n_layer * n_embd * block_size (PaLM paper, appendix B)."""
+        """Floating-point operations to train on one token, as in PaLM's paper, appendix B."""
         weights = self.num_params() - self.transformer.wpe.weight.numel()
         return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
 
@@ -261,22 +245,19 @@ class GPT(nn.Module):
         """Return (matrices inside the blocks, embeddings, vectors): only the vectors (biases and
         LayerNorms) are never decayed, and only the matrices inside the blocks suit Muon."""
         matrices = [p for p in self.transformer.h.parameters() if p.dim() == 2]
-        embeddings = [self.transformer.wte.weight, self.transformer.wpe.weight]
         vectors = [p for p in self.parameters() if p.dim() < 2]
-        return matrices, embeddings, vectors
+        return matrices, [self.transformer.wte.weight, self.transformer.wpe.weight], vectors
 
     def crop_block_size(self, block_size):
         """Forget the positions beyond block_size, for a model that is larger than needed."""
         if block_size > self.config.block_size:
             raise ValueError(f"{block_size=}: the model has {self.config.block_size} positions")
-        wpe = self.transformer.wpe
-        wpe.weight = nn.Parameter(wpe.weight[:block_size].detach().clone())
-        wpe.num_embeddings = self.config.block_size = block_size
+        self.transformer.wpe.weight.data = self.transformer.wpe.weight.data[:block_size].clone()
+        self.transformer.wpe.num_embeddings = self.config.block_size = block_size
 
     def pack(self, rows=1):
-        """Prepare for generating so many texts at a time: on a CPU, keep copies of the large
-        matrices in the order in which oneDNN's kernels for few rows read them, which takes half
-        the time of nn.Linear's. From then on the model can't be trained."""
+        """Prepare for generating so many texts at a time: on a CPU, keep large matrices as oneDNN's
+        kernels for few rows read them, in half of nn.Linear's time; training is over with that."""
         weight = self.lm_head.weight
         known = weight.is_cpu and torch.backends.mkldnn.is_available() and (
             weight.dtype == torch.float32 or weight.dtype == torch.bfloat16
@@ -295,12 +276,8 @@ class GPT(nn.Module):
         A row that has reached eos_token repeats it; when all have, the stream ends. The text may
         outgrow block_size: positions can't slide, so when the cache is full the newest half of
         the block is read again as if it were a beginning, and what came before is forgotten."""
-        if not idx.size(1):
-            raise ValueError("the prompt is empty: begin with at least one token")
-        if temperature < 0:
-            raise ValueError(f"temperature={temperature}: expected at least 0")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"top_p={top_p}: expected above 0 and at most 1")
+        if temperature < 0 or top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"{temperature=}, {top_p=}: expected from 0, and above 0 up to 1")
         block_size, cache = self.config.block_size, Cache(self, len(idx))
         if compile:  # shapes that never change can be recorded as a CUDA graph, and replayed
             torch._dynamo.mark_static_address(cache.past)
@@ -327,22 +304,19 @@ class GPT(nn.Module):
 
     def generate(self, idx, max_new_tokens, **options):
         """Return idx with its continuation, (B, T) -> (B, T + max_new_tokens); see stream."""
-        new = [ids for ids, _ in self.stream(idx, max_new_tokens, **options)]
-        return torch.cat([idx, *new], dim=1)
+        return torch.cat([idx, *(ids for ids, _ in self.stream(idx, max_new_tokens, **options))], 1)
 
     @torch.inference_mode()
     def beam_search(self, idx, max_new_tokens, beams, length_penalty=1.0, eos_token=None):
-        """Search for likely continuations of idx (1, T): of all that a further token makes of the
-        beams, so many are kept, and one that has reached eos_token stays as it is. Returns [(ids,
-        log-probability of what follows idx)], the best first: by log-probability over
-        length ** length_penalty. Beyond block_size it's as in stream."""
+        """Search for likely continuations of idx (1, T): of all that one more token makes of the
+        beams, so many are kept; one with eos_token is complete. Returns [(ids, log-probability of
+        what follows idx)], the best log-probability / length ** length_penalty first."""
         block_size, vocab_size = self.config.block_size, self.config.vocab_size
         cache, texts = Cache(self, beams), idx.expand(beams, -1)
         scores = torch.full((beams, 1), -math.inf, device=idx.device)  # log-probabilities
         scores[0] = 0.0  # at first all beams are the same: only one of them counts
-        lengths = torch.zeros_like(texts[:, :1])
+        fresh, lengths = texts[:, -block_size:], torch.zeros_like(texts[:, :1])  # as in stream
         done = lengths > 0
-        fresh = texts[:, -block_size:]
         for _ in range(max_new_tokens):
             if cache.length + fresh.size(1) > block_size:
                 cache.length, fresh = 0, texts[:, -(block_size // 2 or 1):]
@@ -357,10 +331,9 @@ class GPT(nn.Module):
             cache.past = cache.past[:, :, parents]
             if done.all():
                 break
-        found = [(ids[:idx.size(1) + length], score) for ids, length, score
-                 in zip(texts.tolist(), lengths.flatten().tolist(), scores.flatten().tolist())]
-        found.sort(key=lambda beam: -beam[1] / max(1, len(beam[0]) - idx.size(1)) ** length_penalty)
-        return [beam for beam in found if beam[1] > -math.inf]
+        ranks = (scores / lengths.clamp(min=1) ** length_penalty).flatten()
+        return [(texts[i, :idx.size(1) + lengths[i]].tolist(), scores[i].item())
+                for i in ranks.argsort(descending=True, stable=True) if scores[i] > -math.inf]
 
     @classmethod
     def from_pretrained(cls, name, dropout=0.0):
@@ -369,35 +342,33 @@ class GPT(nn.Module):
         with the reason if it can't be had, is damaged or is another model."""
         try:
             folder = Path(name) if Path(name).is_dir() else hub_folder(name)
-            about = folder / "config.json"
-            about = json.loads((about if about.exists() else folder / "hparams.json").read_bytes())
+            path = folder / ("config.json" if (folder / "config.json").exists() else "hparams.json")
+            get = json.loads(path.read_bytes()).get
             for key, value in GPT2.items():
-                if about.get(key, value) != value:
-                    raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {value!r}")
-            config = GPTConfig(about.get("n_positions", about.get("n_ctx")),
-                               about.get("vocab_size", about.get("n_vocab")),
-                               about["n_layer"], about["n_head"], about["n_embd"], dropout)
-            weights, state = {}, {}
+                if get(key, value) != value:
+                    raise ValueError(f"its {key} is {get(key)!r}, GPT-2's is {value!r}")
+            config = GPTConfig(get("n_positions", get("n_ctx")), get("vocab_size", get("n_vocab")),
+                               get("n_layer"), get("n_head"), get("n_embd"), dropout)
+            state = {}
+            read = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
             for path in weight_files(folder):
-                weights |= READERS[path.suffix](path)
-            size = sum(path.stat().st_size for path in folder.iterdir())
-            numbers = sum(tensor.numel() for tensor in weights.values())  # (stride 0 repeats one)
-            if config.n_layer > len(weights) or numbers > size:
-                raise ValueError(f"{size} bytes can't hold n_layer={config.n_layer}, {numbers=}")
-            prefix = "transformer." * ("wte.weight" in weights)  # left out in old files
-            if "lm_head.weight" in weights and not weights.pop("lm_head.weight").equal(
-                    weights["wte.weight" if prefix else "transformer.wte.weight"]):
+                for key, tensor in read[path.suffix](path).items():
+                    if not re.search(r"\.attn\.(masked_)?bias$", key):  # no mask of old files
+                        key = re.sub("^(?!transformer|lm_head)", "transformer.", key)  # if missing
+                        state[key] = tensor.transpose(0, -1) if ".h." in key else tensor
+            wte = state["transformer.wte.weight"]
+            if "lm_head.weight" in state and not state["lm_head.weight"].equal(wte):
                 raise ValueError("lm_head.weight isn't wte.weight over again, as in GPT-2")
-            for key in sorted(weights, key=lambda key: -weights[key].numel()):  # (wte needs most)
-                key, tensor = prefix + key, weights.pop(key)
-                if tensor.is_floating_point() and not re.search(r"\.attn\.(masked_)?bias$", key):
-                    tensor = tensor.t() if ".h." in key and tensor.dim() == 2 else tensor
-                    state[key] = torch.empty(tensor.shape).copy_(tensor)  # (the others are masks)
+            numbers = sum(tensor.numel() for tensor in state.values())  # (stride 0 repeats one)
+            if config.n_layer > len(state) or numbers > sum(map(os.path.getsize, folder.iterdir())):
+                raise ValueError(f"the files can't hold n_layer={config.n_layer}, {numbers=}")
             with torch.device("meta"):  # nothing is drawn at random, and no memory touched
                 model = cls(config)
-            state["lm_head.weight"] = state["transformer.wte.weight"]
-            model.load_state_dict(state, assign=True)
+            model.load_state_dict({"lm_head.weight": wte} | state, assign=True)
             model.lm_head.weight = model.transformer.wte.weight
+            del state, tensor, wte  # what is mapped from the files leaves memory when it is copied
+            for parameter in model.parameters():
+                parameter.data = torch.empty(parameter.shape).copy_(parameter.data)
             with suppress(OSError):  # (GPT-2's own may not be at hand)
                 model.tokenizer = read_tokenizer(folder / "tokenizer.json", config.vocab_size)
             return model
@@ -435,7 +406,6 @@ class GPT(nn.Module):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             new = Path(temporary, folder.name)
-            new.mkdir()
             for name, content in files.items():
                 with whole_file(new / name, "w") as file:
                     json.dump(content, file, indent=2)
@@ -444,9 +414,8 @@ class GPT(nn.Module):
                 file.writelines(tensor.contiguous().numpy() for tensor in weights.values())
             os.replace(new, folder)
 
-    @classmethod
-    def from_snapshot(cls, path):
-        """Return the model of a snapshot that train.py wrote; see read_snapshot."""
+    @staticmethod
+    def from_snapshot(path):  # -> the model of a snapshot that train.py wrote; see read_snapshot
         return read_snapshot(path)["model"]
 
 # GPT-2 as others keep it. config.json says this, or nothing of it, of a model that is a GPT-2:
@@ -454,8 +423,8 @@ GPT2 = dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilo
             scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
             add_cross_attention=False, tie_word_embeddings=True)
 # In tokenizer.json, a byte that is no visible character stands as one of those from 256 on.
-HIDDEN = [byte for byte in range(256) if byte == 32 or not chr(byte).isprintable()]
-VISIBLE = {byte: 256 + i for i, byte in enumerate(HIDDEN)}
+HIDDEN = dict(enumerate([i for i in range(256) if i == 32 or not chr(i).isprintable()], 256))
+VISIBLE = {byte: sign for sign, byte in HIDDEN.items()}
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                 "model.ckpt.index")  # the first that is there counts
 
@@ -474,8 +443,7 @@ def read_tokenizer(path, vocab_size):  # -> as prepare.py describes one, None if
         return gpt2_tokenizer() if vocab_size == 50257 else None
     found = json.loads(path.read_bytes())
     ids = found["model"]["vocab"] | {end["content"]: end["id"] for end in found["added_tokens"]}
-    *tokens, last = sorted(ids, key=ids.get)
-    tokens = [token.translate({sign: byte for byte, sign in VISIBLE.items()}) for token in tokens]
+    *tokens, last = [token.translate(HIDDEN) for token in sorted(ids, key=ids.get)]
     before = found["pre_tokenizer"]
     kind = found["model"]["type"], before["type"], before["add_prefix_space"], last
     if (kind != ("BPE", "ByteLevel", False, END_OF_TEXT) or {*range(vocab_size)} != {*ids.values()}
@@ -483,37 +451,32 @@ def read_tokenizer(path, vocab_size):  # -> as prepare.py describes one, None if
         raise ValueError(f"tokenizer.json isn't a BPE as GPT-2's, with {vocab_size} tokens")
     return {"name": "bpe", "tokens": tokens}
 
-def hub_folder(name):
-    """Return the folder of a model at the hub ("owner/name", "owner/name@revision") in Hugging
-    Face's cache, downloaded if its weights aren't all there. Raises OSError if it can't be had."""
-    model, _, revision = name.partition("@")
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface") + "/hub"
-    cache = Path(os.environ.get("HF_HUB_CACHE", home), f"models--{model.replace('/', '--')}")
-    branch = cache.expanduser() / "refs" / (revision or "main")
-    revision = branch.read_text().strip() if branch.exists() else revision or "main"
-    folder = cache.expanduser() / "snapshots" / revision
-    if all(path.exists() for path in weight_files(folder)):
-        return folder
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise OSError(f"{folder} doesn't hold it, and HF_HUB_OFFLINE is set")
-    hub, token = os.environ.get("HF_ENDPOINT", "https://huggingface.co"), os.environ.get("HF_TOKEN")
+def hub_folder(name):  # -> its folder in Hugging Face's cache, with what is missing downloaded
+    env = os.environ.get
+    hub = env("HF_ENDPOINT", "https://huggingface.co")
+    headers = {"Authorization": f"Bearer {env('HF_TOKEN')}"} if env("HF_TOKEN") else None
+    model, revision = (name + "@main").split("@")[:2]
+    cache = Path(env("HF_HUB_CACHE", env("HF_HOME", "~/.cache/huggingface") + "/hub")).expanduser()
+    cache /= "models--" + model.replace("/", "--")
+    branch = cache / "refs" / revision
+    revision = branch.read_text().strip() if branch.exists() else revision
+    folder = cache / "snapshots" / revision
     def get(file):
         if not (folder / file).exists():
-            download(f"{hub}/{model}/resolve/{revision}/{file}", folder / file,
-                     {"Authorization": f"Bearer {token}"} if token else None)
+            if env("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+                raise OSError(f"{folder / file} isn't there, and HF_HUB_OFFLINE is set")
+            download(f"{hub}/{model}/resolve/{revision}/{file}", folder / file, headers)
     get("config.json")
     for file in ("tokenizer.json", *WEIGHT_FILES[:3]):
         with suppress(FileNotFoundError):  # the hub hasn't all of these
-            get(file)
-            if file in WEIGHT_FILES:
-                break
+            if not any((folder / weights).exists() for weights in WEIGHT_FILES):
+                get(file)
     for path in weight_files(folder):
         get(path.name)
     return folder
 
 def weight_files(folder):  # -> the paths of the files that a model's weights are in
-    path = next((folder / file for file in WEIGHT_FILES if (folder / file).exists()),
-                folder / WEIGHT_FILES[0])
+    path = next(filter(Path.exists, map(folder.joinpath, WEIGHT_FILES)), folder / WEIGHT_FILES[0])
     if path.suffix == ".json":  # it says which tensor is in which file
         files = json.loads(path.read_bytes())["weight_map"].values()
         return [folder / file for file in {Path(file).name for file in files}]
@@ -532,28 +495,21 @@ def read_safetensors(path):  # -> {name: tensor}; they have to fill the file wit
         header = json.loads(file.read(min(start, size) - 8))
     header.pop("__metadata__", None)
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        dtype, shape, offsets = dtypes[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        length = math.prod(shape) * dtype.itemsize
-        if min(shape, default=1) < 1 or offsets != [end - start, end - start + length]:
-            raise ValueError(f"{path.name}: {name} of {shape} can't be at {offsets}")
-        weights[name] = mapped(path, end, dtype, shape)
-        end += length
+        tensor = weights[name] = mapped(path, end, dtypes[entry["dtype"]], entry["shape"])
+        if entry["data_offsets"] != [end - start, end - start + tensor.nbytes]:
+            raise ValueError(f"{path.name}: {name} can't be what its header says, {entry}")
+        end += tensor.nbytes
     if end != size:
         raise ValueError(f"{path.name} has {size} bytes, its header speaks of {end}")
     return weights
 
 def torch_load(path, mmap=True):  # -> what torch.save wrote; nothing in it is executed
     zipped = zipfile.is_zipfile(path)  # before 2020, torch.save wrote another form
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()  # compares the checksum of each record
-        if broken:
-            raise ValueError(f"its record {broken} is damaged")
+    if zipped and (broken := zipfile.ZipFile(path).testzip()):  # compares each record's checksum
+        raise ValueError(f"its record {broken} is damaged")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
 
-def read_tensorflow(path):
-    """Return {name: tensor} of a TensorFlow checkpoint. Its index, path, is a table of tables of
-    protocol buffers. Checksums are compared, but for tensors above 64 KB: that would take long."""
+def read_tensorflow(path):  # -> {name: tensor}; path is the index, which tells where they are
     index, data, weights = path.read_bytes(), path.with_suffix(".data-00000-of-00001"), {}
     def checksum(data):  # the remainder by Castagnoli's polynomial, masked as TensorFlow does it
         crc = 0xFFFFFFFF
@@ -584,28 +540,23 @@ def read_tensorflow(path):
             key = key[:shared] + file.read(more)  # it may begin as the one before did
             found[key] = file.read(length)
         return found
-    footer, entries = io.BytesIO(index[-48:]), {}
+    footer = io.BytesIO(index[-48:])
     varint(footer), varint(footer)  # the place and size of a table without use
-    for handle in table(footer).values():
-        entries |= table(io.BytesIO(handle))
-    entries.pop(b"", None)  # it is about the file as a whole
+    entries = {name.decode(): fields(entry) for handle in table(footer).values()
+               for name, entry in table(io.BytesIO(handle)).items() if name}  # (b"" is about all)
     for name, entry in entries.items():
-        name, entry = name.decode(), fields(entry)
         shape = [fields(size)[1][0] for size in fields(entry[2][0])[2]][-2:]  # some are [1, n, m]
         tensor = mapped(data, entry.get(4, [0])[0], torch.float32, shape)
         if (entry[1] != [1] or entry[5] != [tensor.nbytes] or tensor.nbytes <= 1 << 16
-                and entry[6] != [checksum(tensor.numpy().tobytes())]):
+                and entry[6] != [checksum(tensor.numpy().tobytes())]):  # (of more it'd take long)
             raise ValueError(f"{name} is damaged, or not float32")
-        name = re.sub("^h", "h.", name.removeprefix("model/").replace("/", "."))
-        name = re.sub(r"\.[wg]$|(?<=^w[tp]e)$", ".weight", name)
-        weights[re.sub(r"\.b$", ".bias", name)] = tensor
+        name = name.replace("model/h", "h.").replace("model/", "").replace("/", ".")
+        weights[re.sub(r"(\.[wg]|(?<=^w.e))$", ".weight", re.sub(r"\.b$", ".bias", name))] = tensor
     return weights
 
-READERS = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
-
 def read_snapshot(path, **changes):
-    """Return the dict that is in a snapshot file, and its "model"; nothing in it is executed.
-    Raises ValueError with the reason if the file is not a whole snapshot of this format."""
+    """Return the dict that is in a snapshot file, and its "model", whose config the changes alter;
+    nothing is executed. Raises ValueError with the reason if it is no whole snapshot."""
     try:
         snapshot = torch_load(path, mmap=False)
         if snapshot.get("format_version") != 2:

@@ -395,7 +395,7 @@ def test_beams_outgrow_the_block_as_other_text_does():
 # ---- what can't be meant ------------------------------------------------------------------------
 
 @pytest.mark.parametrize("prompt_length, options, named", [
-    (0, dict(), "prompt"), (3, dict(temperature=-0.5), "temperature"),
+    (0, dict(), "0 tokens"), (3, dict(temperature=-0.5), "temperature"),
     (3, dict(top_p=0.0), "top_p"), (3, dict(top_p=1.5), "top_p")])
 def test_an_option_that_cannot_be_meant_raises_a_value_error_that_names_it(
         prompt_length, options, named):
