@@ -1,8 +1,7 @@
 """The whole GPT-2: embeddings, blocks, loss, generation, and the files that keep its weights.
 
-It is GPT-2 to the letter (Radford et al. 2019), so that what is trained here opens in every tool
-that runs GPT-2: learned positions, LayerNorm before each half of a block (eps 1e-5), the tanh form
-of GELU, biases, and one matrix for the token embedding and the output layer."""
+It is GPT-2 to the letter (Radford et al. 2019), so that every tool for GPT-2 opens it: learned
+positions, LayerNorm before each half of a block, tanh GELU, biases, one matrix for both ends."""
 
 import io
 import json
@@ -131,9 +130,8 @@ class Cache:
         self.length = 0  # positions filled
 
 def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
-    """Draw the next token: logits (B, vocab_size) -> ids (B, 1).
-    temperature 0 takes the likeliest; top_k keeps the k likeliest; top_p the fewest that together
-    have that probability (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration")."""
+    """Draw the next token: logits (B, vocab_size) -> ids (B, 1). temperature 0 takes the likeliest;
+    top_k keeps the k likeliest, top_p (Holtzman et al. 2020) the fewest of that probability."""
     if temperature < 1e-6:
         return logits.argmax(-1, keepdim=True)
     logits, order, k, top_p = logits.float() / temperature, None, logits.size(-1), top_p or 1.0
@@ -170,8 +168,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        grad_x, grad_weight = ctx.saved_tensors
-        return grad_x.mul_(grad_output), grad_weight.mul_(grad_output), None, None
+        return *(grad.mul_(grad_output) for grad in ctx.saved_tensors), None, None
 
 class GPT(nn.Module):
     def __init__(self, config):
@@ -212,8 +209,7 @@ class GPT(nn.Module):
             mask = position[:, None] >= torch.arange(end, device=idx.device)
         x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(position))
         for i, block in enumerate(self.transformer.h):  # x is (B, T, C) by now, and stays so
-            past = cache.past[i, :, :, :, :end] if cache else None
-            x = block(x, past, position, mask)
+            x = block(x, cache.past[i, :, :, :, :end] if cache else None, position, mask)
         x = self.transformer.ln_f(x)
         if targets is None:
             return self.lm_head(x[:, -1:]), None  # the last position is all that is asked for
@@ -242,8 +238,7 @@ class GPT(nn.Module):
         return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
 
     def parameter_groups(self):
-        """Return (matrices inside the blocks, embeddings, vectors): only the vectors (biases and
-        LayerNorms) are never decayed, and only the matrices inside the blocks suit Muon."""
+        """Return (matrices in blocks, which suit Muon; embeddings; vectors, never decayed)."""
         matrices = [p for p in self.transformer.h.parameters() if p.dim() == 2]
         vectors = [p for p in self.parameters() if p.dim() < 2]
         return matrices, [self.transformer.wte.weight, self.transformer.wpe.weight], vectors
@@ -272,10 +267,9 @@ class GPT(nn.Module):
     @torch.inference_mode()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,
                generator=None, compile=False):
-        """Yield the next tokens of idx one by one: (B, T) -> (ids (B, 1), logits (B, vocab_size)).
-        A row that has reached eos_token repeats it; when all have, the stream ends. The text may
-        outgrow block_size: positions can't slide, so when the cache is full the newest half of
-        the block is read again as if it were a beginning, and what came before is forgotten."""
+        """Yield the next tokens of idx one by one: (B, T) -> (ids (B, 1), logits (B, vocab_size)),
+        until each row has had eos_token. The text may outgrow block_size: positions can't slide, so
+        a full cache is forgotten, and the newest half of the block read as if it were the start."""
         if temperature < 0 or top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"{temperature=}, {top_p=}: expected from 0, and above 0 up to 1")
         block_size, cache = self.config.block_size, Cache(self, len(idx))
@@ -337,9 +331,8 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name, dropout=0.0):
-        """Return the GPT-2 in a local folder, or else of that name at Hugging Face ("gpt2-medium",
-        "owner/name", "owner/name@revision"); nothing in its files is executed. Raises ValueError
-        with the reason if it can't be had, is damaged or is another model."""
+        """Return the GPT-2 in a local folder, or of that name at Hugging Face ("gpt2-medium",
+        "owner/name@revision"). Nothing in it is executed. ValueError says why it can't be had."""
         try:
             folder = Path(name) if Path(name).is_dir() else hub_folder(name)
             path = folder / ("config.json" if (folder / "config.json").exists() else "hparams.json")
@@ -377,8 +370,7 @@ class GPT(nn.Module):
             raise ValueError(f"{name} can't be used: {reason:.250}") from error
 
     def save_pretrained(self, folder, tokenizer=None):
-        """Write the model into a new folder, whole or not at all, as every tool that runs GPT-2
-        reads it; tokenizer is described as in prepare.py, and the model's own by default."""
+        """Write the model, with its tokenizer or this one, into a new folder: GPT-2 for all tools."""
         folder, config, last = Path(folder), self.config, self.config.vocab_size - 1
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty: choose another folder")
@@ -513,10 +505,8 @@ def read_tensorflow(path):  # -> {name: tensor}; path is the index, which tells 
     index, data, weights = path.read_bytes(), path.with_suffix(".data-00000-of-00001"), {}
     def checksum(data):  # the remainder by Castagnoli's polynomial, masked as TensorFlow does it
         crc = 0xFFFFFFFF
-        for byte in data:
-            crc ^= byte
-            for _ in range(8):
-                crc = crc >> 1 ^ crc % 2 * 0x82F63B78
+        for bit in (byte >> i for byte in data for i in range(8)):
+            crc = crc >> 1 ^ (crc ^ bit) % 2 * 0x82F63B78
         crc ^= 0xFFFFFFFF
         return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
     def varint(file):  # seven bits a byte, the lowest first; the eighth says that more follow

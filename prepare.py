@@ -4,8 +4,7 @@
     python prepare.py --input=letters,more.jsonl.gz             # a folder, a file of documents
     python prepare.py --input=openwebtext-10k --tokenizer=gpt2  # OpenAI's vocabulary
 
-A .bin file is nothing but token ids, as nanoGPT's are; meta.json says what they mean. The text may
-be of any size: it's read in pieces, three times, to measure it, to learn from it, to encode it."""
+A .bin file is nothing but token ids, as nanoGPT's are; meta.json says what they mean."""
 
 import bz2
 import collections
@@ -19,7 +18,6 @@ import lzma
 import os
 import sys
 import tarfile
-import tempfile
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +29,9 @@ import regex  # comes with tiktoken, which splits text by it too
 import tiktoken
 
 import config
+from config.sources import SOURCES
 
-input = "input.txt"  # file, folder, glob, address, name in SOURCES, or - ; several with commas
+input = "input.txt"  # file, folder, glob, address, name in config/sources.py; several with commas
 text_key = "text"  # what a line of .jsonl calls its text
 encoding_errors = "strict"  # bytes that aren't UTF-8: 'strict' ends there, 'replace' puts U+FFFD
 tokenizer = "bpe"  # 'bpe': trained here on the training split; 'gpt2': OpenAI's 50,257 tokens
@@ -50,13 +49,6 @@ END_OF_TEXT = "<|endoftext|>"
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new attempt at a download
 TIMEOUT = 30  # seconds without a byte after which a connection counts as broken
-RAW, HUB = "https://raw.githubusercontent.com", "https://huggingface.co/datasets"
-SOURCES = {
-    "shakespeare": RAW + "/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-    "the-verdict": RAW + "/rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/the-verdict.txt",
-    "wikitext-103": HUB + "/segyges/wikitext-103/resolve/main/wiki.train.raw",
-    "openwebtext-10k": "https://cdn-datasets.huggingface.co/nlp/datasets/openwebtext/"
-                       "openwebtext-10k.tar.xz"}
 TEXTS = ["", *".txt .md .rst .tex .html .csv .log .py .c .h .js .raw .tokens .jsonl".split()]
 PACKED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
@@ -80,9 +72,8 @@ def whole_file(path, mode="wb"):
         raise error
 
 def download(url, path, headers=None):
-    """Fetch an address into the file path, whole or not at all. What a broken attempt left in
-    path.part is gone on with, by up to four more attempts and by the next call. The length and
-    the sha256 in X-Linked-Etag are checked. Raises OSError, one line that names the address."""
+    """Fetch an address into the file path, whole or not at all; what a broken attempt left is gone
+    on with. Length and X-Linked-Etag's sha256 are checked. OSError is one line with the address."""
     import requests  # here, since that takes as long as preparing a small text
     part = Path(f"{path}.part{os.environ.get('RANK', '')}")  # torchrun's processes have one each
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -135,10 +126,9 @@ def fingerprint(path):
     return digest.hexdigest()
 
 def train_bpe(word_counts, vocab_size):
-    """Learn a byte-level BPE: {word: count} -> list of tokens, as latin-1; the id is the place.
+    """Learn a byte-level BPE (Sennrich et al. 2016): {word: count} -> [token in latin-1], by id.
     The most frequent pair of neighbouring tokens becomes a new token, again and again; of equally
-    frequent pairs, the one with the smaller ids. A pair seen once is no pattern, and ends it.
-    (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", 3.2.)"""
+    frequent pairs, the one with the smaller ids. A pair seen once is no pattern, and ends it."""
     words = [word.encode().decode("latin-1") for word in word_counts]  # a token is its chr(id)
     counts = list(word_counts.values())
     tokens = {chr(byte): chr(byte) for byte in range(256)}  # chr(id) -> token
@@ -182,8 +172,7 @@ def gpt2_tokenizer():
     return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
 
 def find(sources):
-    """Yield the paths of the files that the sources, separated by commas, stand for. What has an
-    address is downloaded once, and standard input copied, since all is read several times."""
+    """Yield the paths of the files that the sources, separated by commas, stand for."""
     for source in sources.split(","):
         source = SOURCES.get(source, source)
         name = hashlib.sha256(source.encode()).hexdigest()[:8]
@@ -215,8 +204,7 @@ def unpacked(name, file):
         if file.read(1 << 20)[:512] != bytes(512):  # and so on to the checksum of a .gz
             raise ValueError("the end of the archive is missing")
     elif ending == ".zip":
-        archive = zipfile.ZipFile(file)
-        for member in archive.namelist():
+        for member in (archive := zipfile.ZipFile(file)).namelist():
             if not member.endswith("/"):
                 yield from unpacked(f"{name}/{member}", archive.open(member))
     elif ending not in TEXTS:
@@ -254,24 +242,8 @@ def documents(paths):
             except Exception as error:  # each format has errors of its own
                 if isinstance(error, UnicodeDecodeError):
                     place = stream.buffer.tell() - len(error.object) + error.start
-                    error = f"byte {place} is not UTF-8: --encoding_errors=replace goes on"
+                    error = f"byte {place} is not UTF-8 (see prepare.py's --encoding_errors)"
                 raise ValueError(f"{name}: {str(error) or repr(error)}") from None
-
-def by_split(paths, ends):
-    """Yield (split, text, last). A single document is cut where splits end, in characters. If ends
-    is None, documents go where a hash of their first piece says: to add some moves no others."""
-    position, last = 0, True
-    for text, ended in documents(paths):
-        if ends:
-            for split, start, end in zip(SPLITS, [0, *ends], ends):
-                yield split, text[max(0, start - position):max(0, end - position)], False
-            position += len(text)
-        else:
-            if last:
-                share = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16**12
-                split = SPLITS[(share < val_fraction + test_fraction) + (share < test_fraction)]
-            yield split, text, ended
-            last = ended
 
 def sealed(meta):  # -> the same with a sha256 of itself
     return meta | {"sha256": hashlib.sha256(json.dumps(meta).encode()).hexdigest()}
@@ -304,7 +276,19 @@ def main(arguments=None):
     if characters * min(filter(None, (1 - held_out, val_fraction, test_fraction))) < 1:
         raise ValueError(f"{characters=} in {input}: too few for {val_fraction=}, {test_fraction=}")
     ends = [int(characters * end) for end in (1 - held_out, 1 - test_fraction, 1)]
-    parts = lambda: by_split(paths, ends if count == 1 else None)
+    def parts():  # -> (split, text, whether a document ends there) for all pieces
+        position, last = 0, True
+        for text, ended in documents(paths):
+            if count == 1:  # the only document is cut where the splits end
+                for split, start, end in zip(SPLITS, [0, *ends], ends):
+                    yield split, text[max(0, start - position):max(0, end - position)], False
+                position += len(text)
+                continue
+            if last:  # a new document goes where a hash says: to add some moves no others
+                share = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16**12
+                split = SPLITS[(share < held_out) + (share < test_fraction)]
+            yield split, text, ended
+            last = ended
 
     if tokenizer == "gpt2":
         description = gpt2_tokenizer()
@@ -324,11 +308,11 @@ def main(arguments=None):
     with suppress(ValueError):  # files that an earlier writing left to rename aren't written over
         read_meta(out_dir)
     splits, digest = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}, hashlib.sha256()
-    new = {split: Path(out_dir, f"{split}.bin.new") for split in SPLITS}
     todo, cores = parts(), workers or os.cpu_count()
     batches = iter(lambda: list(itertools.islice(todo, 8)), [])
     with ExitStack() as stack, ThreadPoolExecutor(cores) as threads:
-        files = {split: stack.enter_context(whole_file(new[split])) for split in SPLITS}
+        files = {split: stack.enter_context(whole_file(f"{out_dir}/{split}.bin.new"))
+                 for split in SPLITS}
         while some := list(itertools.islice(batches, 8 * cores)):
             for split, text, ids in itertools.chain.from_iterable(threads.map(encode, some)):
                 digest.update(text)
@@ -339,7 +323,7 @@ def main(arguments=None):
     print(f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}")
     for split, about in splits.items():
         tokens, size = about.values()
-        about["fingerprint"] = fingerprint(new[split])
+        about["fingerprint"] = fingerprint(f"{out_dir}/{split}.bin.new")
         print(f"{split:6}{tokens:14,}{size:16,}{size / max(1, tokens):14.2f}")
     meta = {"vocab_size": encoding.n_vocab, "dtype": dtype.name, "splits": splits, "source": {
         "name": input, "bytes": sum(about["bytes"] for about in splits.values()),
@@ -349,7 +333,7 @@ def main(arguments=None):
     read_meta(out_dir)  # from here on the new data counts: the files take their names
     learned = [repr(encoding.decode([i])) for i in range(256, encoding.n_vocab - 1)]
     print("tokens learned:", *learned[:8], "...", *learned[-8:])
-    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or f"{tempfile.gettempdir()}/data-gym-cache"
+    cache = os.getenv("TIKTOKEN_CACHE_DIR", os.getenv("TMPDIR", "/tmp") + "/data-gym-cache")
     if os.path.exists(f"{cache}/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"):  # GPT-2's vocabulary
         text = encoding.decode(np.fromfile(Path(out_dir, "val.bin"), dtype, 1 << 18).tolist())
         theirs = load_tokenizer(gpt2_tokenizer()).encode(text, allowed_special="all")

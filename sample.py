@@ -1,11 +1,9 @@
-"""Text from a model that train.py made, or from GPT-2.
+"""Text, and nothing else on standard output, from a model that train.py made, or from GPT-2.
 
     python sample.py --start="O gentle night"
     python sample.py --start=FILE:prompt.txt --num_samples=3 --temperature=1.0 --top_p=0.9
-    python sample.py --start="To be" --max_new_tokens=20 --probs=5   # what it hesitated between
-    python sample.py --init_from=gpt2 --score=poem.txt               # how well GPT-2 knows a text
-
-Standard output is the text and nothing else; all that is said about it goes to standard error."""
+    python sample.py --start="To be" --max_new_tokens=20 --probs=5  # what it hesitated between
+    python sample.py --init_from=gpt2 --score=poem.txt              # how well GPT-2 knows a text"""
 
 import codecs
 import math

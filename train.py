@@ -72,11 +72,6 @@ activation_checkpointing = False  # compute each block twice and keep only its i
 
 HEADER = "step epoch tokens seconds lr train_loss val_loss val_perplexity val_bits_per_byte".split()
 
-def keep_memory():  # glibc: giving memory back and getting it again, cleared, costs half a step
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        ctypes.CDLL(None).mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: never shrink the heap
-        ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX: large tensors come from the heap, too
-
 def sum_over_processes(*numbers):  # -> the same sums in each process
     together = torch.tensor(numbers, dtype=torch.float64)
     if dist.is_initialized():
@@ -128,9 +123,8 @@ def whole(tensor):  # the tensor, or all of it where each of FSDP's processes ha
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
-    """Bring the singular values of each matrix to about 1, all matrices of a shape at once: five
-    steps of a Newton-Schulz iteration whose coefficients make small ones grow fastest (Jordan et
-    al. 2024, "Muon: An optimizer for hidden layers in neural networks")."""
+    """Bring the singular values of each matrix to about 1, by five Newton-Schulz steps that make
+    small ones grow fastest (Jordan et al. 2024, "Muon: An optimizer for hidden layers ...")."""
     if x.size(1) > x.size(2):
         return orthogonalized(x.mT).mT  # the products are smaller on this side
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -143,7 +137,6 @@ def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalized, so that no few directions of a matrix dominate it.
     c_attn is three matrices in one (of queries, keys and values) and is treated as three."""
-
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
@@ -186,8 +179,7 @@ def lr_factor(step, last):
     return lowest + (1 - lowest) * left
 
 def distributed(model, device):
-    """Return what to call for the loss: DDP's wrapper of the model, or the model itself, of which
-    each process has a share with FSDP (Zhao et al. 2023, "PyTorch FSDP")."""
+    """Return what gives the loss: DDP's wrapper, or the model, shared out by FSDP (Zhao 2023)."""
     if activation_checkpointing:  # (Chen et al. 2016, "Training Deep Nets with Sublinear Memory")
         for block in model.transformer.h:
             block.forward = lambda *x, run=block.forward: checkpoint(run, *x, use_reentrant=False)
@@ -243,7 +235,9 @@ def main(arguments=None):
                     "keep_snapshots log_interval eval_interval lr_step_iters block_size")
     globals().update(settings)
     globals().update(SIZES.get(size, {}), block_size=settings["block_size"])
-    keep_memory()
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):  # that of glibc:
+        ctypes.CDLL(None).mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: never give memory back ...
+        ctypes.CDLL(None).mallopt(-4, 0)  # ... M_MMAP_MAX: to get it anew costs half an iteration
     if "RANK" in os.environ and device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # or all would take a part of GPU 0
     target_device, matrix_dtype, compiled = choose_device(device, dtype, compile)
@@ -292,8 +286,7 @@ def main(arguments=None):
         model = GPT.from_pretrained(init_from, dropout)
         model.crop_block_size(block_size)
         if model.config.vocab_size != meta["vocab_size"]:
-            raise ValueError(f"{data_dir} has a vocabulary of {meta['vocab_size']}, {init_from} of "
-                             f"{model.config.vocab_size}: see prepare.py's --tokenizer=gpt2")
+            raise ValueError(f"{data_dir} isn't in {init_from}'s tokens: prepare --tokenizer=gpt2")
     else:
         model = GPT(shape)
     forward = distributed(model.eval(), target_device)
@@ -381,7 +374,6 @@ def main(arguments=None):
     shown, shown_step, stop, skipped = time.time(), step, 0, 0
     clear = "\r\033[K" if sys.stdout.isatty() else ""  # a line on a terminal replaces the progress
     signals = []  # Ctrl-C and SIGTERM are noted, and heeded after the iteration
-
     def note(number, frame):
         signals.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
@@ -420,7 +412,7 @@ def main(arguments=None):
             if stop or due(eval_interval, snapshot_interval):  # then the weights are saved
                 sound += whole(torch.nn.utils.get_total_norm(model.parameters())).item()
             if not math.isfinite(sound):
-                raise ValueError(f"iteration {step}: inf or nan: lower learning_rate (and Muon's)")
+                raise ValueError(f"iteration {step}: no number: lower (muon_)learning_rate")
         line = f"{clear}iteration {step}/{last}: {time.time() - started:.2f} s, loss {loss:.4f}"
         if clear and time.time() - shown > 0.2:
             speed = (step - shown_step) * tokens / (time.time() - shown)

@@ -1,6 +1,4 @@
-"""A script's settings: assignments at its top, which the command line changes from left to right:
-
-    python train.py config/shakespeare.py --max_iters=500 --optimizer=adamw --compile"""
+"""A script's settings: assignments at its top, which the command line changes, left to right."""
 
 import ast
 import difflib

@@ -11,6 +11,7 @@ without it, and is compared with DDP without it.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -49,7 +50,9 @@ def measure(row):
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     shape, batch, rounds = MODELS[row["model"]]
     ids = torch.randint(shape["vocab_size"], (batch, shape["block_size"] + 1), device=device)
-    train.keep_memory()
+    if sys.platform == "linux":  # as train.py's main does
+        ctypes.CDLL(None).mallopt(-1, 2 ** 31 - 1)
+        ctypes.CDLL(None).mallopt(-4, 0)
     train.optimizer = row["optimizer"]
 
     def prepared(parallel):

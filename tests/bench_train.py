@@ -8,6 +8,7 @@ in processes of their own, so that each row's peak memory is its own.
 """
 
 import argparse
+import ctypes
 import json
 import resource
 import statistics
@@ -59,7 +60,9 @@ def measure(row):
     """Measure one row in this process and print it as JSON."""
     device, dtype, compiled = choose_device(row.get("device", "auto"), row.get("dtype", "auto"),
                                             row.get("compile", "auto"))
-    train.keep_memory()
+    if sys.platform == "linux":  # as train.py's main does
+        ctypes.CDLL(None).mallopt(-1, 2 ** 31 - 1)
+        ctypes.CDLL(None).mallopt(-4, 0)
     config = GPTConfig(**row["shape"], dropout=row.get("dropout", 0.0))
     torch.manual_seed(0)
     model = GPT(config).to(device)
