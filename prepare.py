@@ -328,13 +328,13 @@ def main(arguments=None):
     meta = {"vocab_size": encoding.n_vocab, "dtype": dtype.name, "splits": splits, "source": {
         "name": input, "bytes": sum(about["bytes"] for about in splits.values()),
         "sha256": digest.hexdigest()}, "tokenizer": description}
-    with whole_file(Path(out_dir, "meta.json"), "w") as file:
+    with whole_file(f"{out_dir}/meta.json", "w") as file:
         json.dump(sealed(meta), file)
     read_meta(out_dir)  # from here on the new data counts: the files take their names
     learned = [repr(encoding.decode([i])) for i in range(256, encoding.n_vocab - 1)]
     print("tokens learned:", *learned[:8], "...", *learned[-8:])
     cache = os.getenv("TIKTOKEN_CACHE_DIR", os.getenv("TMPDIR", "/tmp") + "/data-gym-cache")
-    if os.path.exists(f"{cache}/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"):  # GPT-2's vocabulary
+    with suppress(OSError), open(f"{cache}/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"):  # if there
         text = encoding.decode(np.fromfile(Path(out_dir, "val.bin"), dtype, 1 << 18).tolist())
         theirs = load_tokenizer(gpt2_tokenizer()).encode(text, allowed_special="all")
         print(f"GPT-2's: {len(text.encode()) / (len(theirs) or 1):.2f} bytes/token (val's start)")

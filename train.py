@@ -412,7 +412,7 @@ def main(arguments=None):
             if stop or due(eval_interval, snapshot_interval):  # then the weights are saved
                 sound += whole(torch.nn.utils.get_total_norm(model.parameters())).item()
             if not math.isfinite(sound):
-                raise ValueError(f"iteration {step}: no number: lower (muon_)learning_rate")
+                raise ValueError(f"iteration {step}: inf or nan: lower learning_rate (and Muon's)")
         line = f"{clear}iteration {step}/{last}: {time.time() - started:.2f} s, loss {loss:.4f}"
         if clear and time.time() - shown > 0.2:
             speed = (step - shown_step) * tokens / (time.time() - shown)

@@ -248,7 +248,7 @@ def test_another_run_another_vocabulary_and_a_larger_block_are_refused(
                                       f"--out_dir={tmp_path}")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     write_safetensors(tmp_path, gpt2_tensors(make_model()))
-    assert "20" in refused(f"--init_from={tmp_path}", f"--out_dir={tmp_path / 'out'}")
+    assert "--tokenizer=gpt2" in refused(f"--init_from={tmp_path}", f"--out_dir={tmp_path / 'out'}")
 
 
 @needs_vocabulary
@@ -374,7 +374,7 @@ def test_a_revision_shards_and_a_bin_are_found(hub, trained, exported, tmp_path)
         hub.put(name, folder, "v1.0")
         found = GPT.from_pretrained(f"{name}@v1.0")
         assert same(trained, found) and found.tokenizer is None
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match="status 404"):
         GPT.from_pretrained("bin")  # there is no main
 
 
@@ -436,7 +436,7 @@ def test_a_connection_that_breaks_is_taken_up_again(faults, hub, trained, tmp_pa
 
 
 @pytest.mark.parametrize("faults, word", [
-    ([503] * 9, "503"), ([404, 404], "no such|No such"), ([401], "HF_TOKEN"), ([403], "HF_TOKEN"),
+    ([503] * 9, "503"), ([404, 404], "status 404"), ([401], "HF_TOKEN"), ([403], "HF_TOKEN"),
     (["hash"] * 9, "sha256"), (["break"] * 9, "onnection")], ids=str)
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_nothing_broken_is_left_where_a_whole_file_is_expected(file, faults, word, hub, trained,

@@ -168,7 +168,7 @@ def test_another_key_and_characters_that_utf8_does_not_have():
 def test_bytes_that_are_not_utf8_can_be_replaced():
     Path("x.txt").write_bytes(b"good \xff bad \xc3")
     Path("y.txt.gz").write_bytes(gzip.compress(b"x" * 70_000 + b"\xff" + b"x" * 70_000))
-    fails("x.txt", "x.txt: byte 5 is not UTF-8", "--encoding_errors=replace")
+    fails("x.txt", "x.txt: byte 5 is not UTF-8", "--encoding_errors")
     fails("y.txt.gz", "y.txt: byte 70000 is not UTF-8")
     found, _ = prepared("x.txt", "--encoding_errors=replace", *ALL_TRAIN)
     assert found["train"] == ["good \ufffd bad \ufffd"]
