@@ -370,7 +370,7 @@ class GPT(nn.Module):
             raise ValueError(f"{name} can't be used: {reason:.250}") from error
 
     def save_pretrained(self, folder, tokenizer=None):
-        """Write the model, with its tokenizer or this one, as a new folder that GPT-2's tools open."""
+        """Write the model, and its tokenizer or this one, whole, as a folder GPT-2's tools open."""
         folder, config, last = Path(folder), self.config, self.config.vocab_size - 1
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty: choose another folder")

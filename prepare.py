@@ -31,7 +31,7 @@ import tiktoken
 import config
 from config.sources import SOURCES
 
-input = "input.txt"  # file, folder, glob, address, name in config/sources.py; several with commas
+input = "input.txt"  # files, folders, globs, addresses, names (config/sources.py) or -, with commas
 text_key = "text"  # what a line of .jsonl calls its text
 encoding_errors = "strict"  # bytes that aren't UTF-8: 'strict' ends there, 'replace' puts U+FFFD
 tokenizer = "bpe"  # 'bpe': trained here on the training split; 'gpt2': OpenAI's 50,257 tokens
@@ -177,7 +177,7 @@ def find(sources):
         source = SOURCES.get(source, source)
         name = hashlib.sha256(source.encode()).hexdigest()[:8]
         found = [f"data/downloads/{name}-{os.path.basename(source.split('?')[0])}"]
-        if source == "-":
+        if source == "-":  # a copy, since everything is read three times
             with whole_file(found[0]) as file:
                 file.writelines(iter(lambda: sys.stdin.buffer.read(1 << 20), b""))
         elif "://" not in source:

@@ -97,6 +97,7 @@ def stages(lines, megabytes, folder):
                                              *arguments]) == 0
 
     print(f"\n{f'{size:.0f} MB, {os.cpu_count()} cores':34}{'MB/s':>8}{'of the tokenizer':>18}")
+    before = timed(lambda: encode(os.cpu_count()))
     for name, function in (
             ("the same with one thread", lambda: encode(1)),
             ("reading text in pieces", lambda: read(path)),
@@ -105,9 +106,9 @@ def stages(lines, megabytes, folder):
             ("all of prepare.py, BPE included", lambda: whole(path)),
             ("the same with --workers=1", lambda: whole(path, "--workers=1")),
             ("the same, .jsonl", lambda: whole(documents))):
-        before = timed(lambda: encode(os.cpu_count()))  # each time anew: machines wander
         seconds = timed(function)
-        tokenizer = (before + timed(lambda: encode(os.cpu_count()))) / 2
+        after = timed(lambda: encode(os.cpu_count()))  # each time anew: machines wander
+        before, tokenizer = after, (before + after) / 2
         if name == "the same with one thread":
             print(f"{'the tokenizer alone':34}{size / tokenizer:8.1f}{1:17.0%}")
         print(f"{name:34}{size / seconds:8.1f}{tokenizer / seconds:17.0%}", flush=True)
