@@ -192,7 +192,7 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(additions))
 
     def forward(self, idx, targets=None, return_logits=True, cache=None, position=None):
-        """Predict what follows the token ids idx (B, T), with a cache's up to block_size. Returns
+        """Predict what follows the ids idx (B, T); with a cache's at most block_size long. Returns
         (logits, loss): without targets (B, 1, vocab_size), for the last position, and None; with
         targets (B, T), -1 where none counts, (B, T, vocab_size), None without return_logits, and
         the mean in nats. position (1,), that of a single token, makes a step of fixed shapes."""

@@ -1,8 +1,7 @@
 """Text -> tokens: train a tokenizer, split the text, write data/train.bin, val.bin and test.bin.
 
-    python prepare.py                                           # input.txt, a BPE trained on it
-    python prepare.py --input=letters,more.jsonl.gz             # a folder, a file of documents
-    python prepare.py --input=openwebtext-10k --tokenizer=gpt2  # OpenAI's vocabulary
+    python prepare.py                                  # input.txt, a BPE trained on it
+    python prepare.py --input=letters,more.jsonl.gz --tokenizer=gpt2  # a folder, a file; GPT-2's
 
 A .bin file is nothing but token ids, as nanoGPT's are; meta.json says what they mean."""
 
@@ -33,7 +32,7 @@ from config.sources import SOURCES
 
 input = "input.txt"  # files, folders, globs, addresses, names (config/sources.py) or -, with commas
 text_key = "text"  # what a line of .jsonl calls its text
-encoding_errors = "strict"  # bytes that aren't UTF-8: 'strict' ends there, 'replace' puts U+FFFD
+encoding_errors = "strict"  # bytes that aren't UTF-8: 'strict' ends there, 'replace' goes on
 tokenizer = "bpe"  # 'bpe': trained here on the training split; 'gpt2': OpenAI's 50,257 tokens
 vocab_size = 2048  # tokens of the trained BPE, <|endoftext|> among them; 257 is plain bytes
 bpe_sample_mb = 10.0  # millions of characters, from all over the training split, to train it on
@@ -68,7 +67,7 @@ def whole_file(path, mode="wb"):
         if isinstance(error, RuntimeError):  # torch.save hides the error of a write behind its own
             error = error.__context__ or error
         if isinstance(error, OSError):
-            error.filename = str(path)
+            error.filename = error.filename or str(path)
         raise error
 
 def download(url, path, headers=None):
@@ -172,21 +171,22 @@ def gpt2_tokenizer():
     return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
 
 def find(sources):
-    """Yield the paths of the files that the sources, separated by commas, stand for."""
-    for source in sources.split(","):
+    """Yield the paths of the files that the sources stand for; what is no file yet is fetched."""
+    for source in [sources] if os.path.exists(sources) else sources.split(","):
         source = SOURCES.get(source, source)
         name = hashlib.sha256(source.encode()).hexdigest()[:8]
         found = [f"data/downloads/{name}-{os.path.basename(source.split('?')[0])}"]
         if source == "-":  # a copy, since everything is read three times
             with whole_file(found[0]) as file:
-                file.writelines(iter(lambda: sys.stdin.buffer.read(1 << 20), b""))
+                file.writelines(iter(lambda: os.read(0, 1 << 20), b""))
+        elif os.path.isdir(source):  # (rglob follows no links, which may lead in circles)
+            found = [path for path in Path(source).rglob("*")
+                     if "/." not in f"/{path.relative_to(source)}"]
         elif "://" not in source:
-            pattern = glob.escape(source) if os.path.exists(source) else source
-            found = glob.glob(pattern + "/**" * os.path.isdir(source), recursive=True)
+            found = glob.glob(source, recursive=True) or [source]
         elif not os.path.exists(found[0]):
             download(source, found[0])
-        found = sorted(filter(os.path.isfile, found))
-        if not found:
+        if not (found := sorted(filter(os.path.isfile, map(str, found)))):
             raise FileNotFoundError(2, "No such file or directory, or an empty one", source)
         yield from found
 
@@ -194,53 +194,53 @@ def unpacked(name, file):
     """Yield (name, stream) of a text, or of each text in what is packed, however deep."""
     stem, ending = os.path.splitext(name)
     if ending in PACKED:
-        yield from unpacked(stem, PACKED[ending](file))
-    elif ending == ".tar" or file.peek(512)[257:262] == b"ustar":
+        yield from unpacked(stem + ".tar" * (ending == ".tgz"), PACKED[ending](file))
+    elif ending == ".tar" or file.peek(512)[257:262] == b"ustar":  # (in openwebtext's .xz are tars)
         archive = tarfile.open(fileobj=file, mode="r:")
         for member in iter(archive.next, None):
             archive.members.clear()  # else memory would grow with their number
-            if member.isfile():
+            if member.isfile() and os.path.basename(member.name)[:1] != ".":  # of a system's own
                 yield from unpacked(f"{name}/{member.name}", archive.extractfile(member))
-        if file.read(1 << 20)[:512] != bytes(512):  # and so on to the checksum of a .gz
+        if file.read(1 << 20)[:512] != bytes(512):  # (which reads on to the checksum of a .gz)
             raise ValueError("the end of the archive is missing")
     elif ending == ".zip":
         for member in (archive := zipfile.ZipFile(file)).namelist():
-            if not member.endswith("/"):
+            if os.path.basename(member)[:1] not in ("", "."):  # no folder, and no system's own
                 yield from unpacked(f"{name}/{member}", archive.open(member))
-    elif ending not in TEXTS:
+    elif ending.lower() not in TEXTS:
         raise ValueError(f"{name} ends with none of{' '.join(TEXTS)} .gz .bz2 .xz .tgz .tar .zip")
-    elif not os.path.basename(name).startswith("."):  # what systems hide in archives is no text
+    else:
         yield name, io.TextIOWrapper(file, "utf-8", encoding_errors, newline="\n")
 
 def texts(name, stream):
     """Yield (text, last) for all pieces of the documents in a file, last with the end of one.
     Pieces end before white space that follows something else, which no token reaches across."""
     rest = ""
-    if name.endswith(".jsonl"):
+    if name.lower().endswith(".jsonl"):
         for number, line in enumerate(stream, 1):
             try:
-                if not line.isspace():
+                if line := line.strip("\ufeff \t\r\n"):
                     yield json.loads(line)[text_key].encode("utf-8", encoding_errors).decode(), True
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(f"line {number} isn't JSON with a text at {text_key=}") from error
-        return
     while block := stream.read(1 << 17):
         rest += block
-        if safe := regex.match(r"(?s).*\S(?=[ \n])", rest):
-            yield safe[0], False
+        if safe := regex.match(r"(?s).*\S(?=[ \n])", rest, pos=max(0, len(rest) - len(block) - 1)):
+            yield rest[:safe.end()], False
             rest = rest[safe.end():]
     yield rest, True
 
 def documents(paths):
     """Yield (text, last) as texts does, for all files. ValueError names what is broken."""
     for path in paths:
-        name = path
+        name, stream = path, None
         with open(path, "rb") as file:
             try:
                 for name, stream in unpacked(path, file):
-                    yield from texts(name, stream)
+                    yield from (part for part in texts(name, stream) if part[0])
+                    name, stream = path, None
             except Exception as error:  # each format has errors of its own
-                if isinstance(error, UnicodeDecodeError):
+                if stream and isinstance(error, UnicodeDecodeError):
                     place = stream.buffer.tell() - len(error.object) + error.start
                     error = f"byte {place} is not UTF-8 (see prepare.py's --encoding_errors)"
                 raise ValueError(f"{name}: {str(error) or repr(error)}") from None
@@ -249,13 +249,12 @@ def sealed(meta):  # -> the same with a sha256 of itself
     return meta | {"sha256": hashlib.sha256(json.dumps(meta).encode()).hexdigest()}
 
 def read_meta(folder):
-    """Return what meta.json says, None without one; ValueError if it is not as it was written.
-    A writing that was cut off after meta.json is finished: .bin.new files take their names."""
+    """Return what meta.json says, None without one; ValueError if it is not as it was written."""
     path = Path(folder, "meta.json")
     with suppress(ValueError, TypeError, RecursionError):
         meta = json.loads(path.read_bytes()) if path.exists() else None
         if meta is None or meta == sealed({key: meta[key] for key in meta if key != "sha256"}):
-            for new in path.parent.glob("*.bin.new") if meta else ():
+            for new in path.parent.glob("*.bin.new") if meta else ():  # a writing ended before this
                 if fingerprint(new) == meta["splits"].get(new.name[:-8], {}).get("fingerprint"):
                     os.replace(new, new.with_suffix(""))
             return meta
@@ -293,9 +292,9 @@ def main(arguments=None):
     if tokenizer == "gpt2":
         description = gpt2_tokenizer()
     else:
-        share = min(1, bpe_sample_mb * 1e6 / characters / (1 - held_out))  # of the pieces
+        part = min(1, bpe_sample_mb * 1e6 / characters / (1 - held_out))  # (evenly: 1 in 1/part)
         training = (text for split, text, _ in parts() if split == "train")
-        words = collections.Counter(word for i, text in enumerate(training) if i * share % 1 < share
+        words = collections.Counter(word for i, text in enumerate(training) if i * part % 1 < part
                                     for word in regex.findall(PATTERN, text))
         description = {"name": "bpe", "tokens": train_bpe(words, vocab_size)}
     encoding = load_tokenizer(description)
@@ -304,37 +303,39 @@ def main(arguments=None):
     def encode(some):  # -> (split, text in UTF-8, tokens as in the .bin file) for each
         return [(split, text.encode(), encoding.encode_to_numpy(text, disallowed_special=()).astype(
             dtype).tobytes() + end_of_text * last) for split, text, last in some]
-
     with suppress(ValueError):  # files that an earlier writing left to rename aren't written over
         read_meta(out_dir)
     splits, digest = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}, hashlib.sha256()
     todo, cores = parts(), workers or os.cpu_count()
-    batches = iter(lambda: list(itertools.islice(todo, 8)), [])
+    batches = iter(lambda: list(itertools.islice(todo, 4)), [])  # of one piece, each is done soon
     with ExitStack() as stack, ThreadPoolExecutor(cores) as threads:
         files = {split: stack.enter_context(whole_file(f"{out_dir}/{split}.bin.new"))
                  for split in SPLITS}
-        while some := list(itertools.islice(batches, 8 * cores)):
+        while some := list(itertools.islice(batches, 8 * cores)):  # all in memory, so not more
             for split, text, ids in itertools.chain.from_iterable(threads.map(encode, some)):
                 digest.update(text)
                 files[split].write(ids)
                 splits[split]["tokens"] += len(ids) // dtype.itemsize
                 splits[split]["bytes"] += len(text)
-    print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {dtype.name})")
-    print(f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}")
+        if not splits["train"]["bytes"]:
+            raise ValueError(f"no document of {input} is for training: give more, or larger ones")
+    table = [f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {dtype.name})",
+             f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}"]
     for split, about in splits.items():
         tokens, size = about.values()
         about["fingerprint"] = fingerprint(f"{out_dir}/{split}.bin.new")
-        print(f"{split:6}{tokens:14,}{size:16,}{size / max(1, tokens):14.2f}")
+        table.append(f"{split:6}{tokens:14,}{size:16,}{size / max(1, tokens):14.2f}")
     meta = {"vocab_size": encoding.n_vocab, "dtype": dtype.name, "splits": splits, "source": {
         "name": input, "bytes": sum(about["bytes"] for about in splits.values()),
         "sha256": digest.hexdigest()}, "tokenizer": description}
     with whole_file(f"{out_dir}/meta.json", "w") as file:
         json.dump(sealed(meta), file)
     read_meta(out_dir)  # from here on the new data counts: the files take their names
+    print(*table, sep="\n")
     learned = [repr(encoding.decode([i])) for i in range(256, encoding.n_vocab - 1)]
     print("tokens learned:", *learned[:8], "...", *learned[-8:])
     cache = os.getenv("TIKTOKEN_CACHE_DIR", os.getenv("TMPDIR", "/tmp") + "/data-gym-cache")
-    with suppress(OSError), open(f"{cache}/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"):  # if there
+    with suppress(OSError), open(f"{cache}/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"):  # GPT-2's
         text = encoding.decode(np.fromfile(Path(out_dir, "val.bin"), dtype, 1 << 18).tolist())
         theirs = load_tokenizer(gpt2_tokenizer()).encode(text, allowed_special="all")
         print(f"GPT-2's: {len(text.encode()) / (len(theirs) or 1):.2f} bytes/token (val's start)")

@@ -1,7 +1,6 @@
 """Text, and nothing else on standard output, from a model that train.py made, or from GPT-2.
 
     python sample.py --start="O gentle night"
-    python sample.py --start=FILE:prompt.txt --num_samples=3 --temperature=1.0 --top_p=0.9
     python sample.py --start="To be" --max_new_tokens=20 --probs=5  # what it hesitated between
     python sample.py --init_from=gpt2 --score=poem.txt              # how well GPT-2 knows a text"""
 
@@ -126,7 +125,7 @@ def main(arguments=None):
     target_device, matrix_dtype, _ = choose_device(device, dtype)
     text = sys.stdin.read() if start == "-" else start
     if score or start.startswith("FILE:"):
-        text = "".join(piece for piece, _ in documents([score or start[5:]]))
+        text = "".join(piece + "\n" * last for piece, last in documents([score or start[5:]]))[:-1]
     model = load_model()
     if export:
         return model.save_pretrained(export)

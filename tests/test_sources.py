@@ -16,7 +16,6 @@ import sys
 import tarfile
 import threading
 import time
-import types
 import zipfile
 from pathlib import Path
 
@@ -144,16 +143,65 @@ def test_a_folder_a_glob_and_a_list_are_read_in_sorted_order():
     assert prepared("in/sub,in/a.txt", *ALL_TRAIN)[0]["train"] == [*texts[1:], texts[0]]
 
 
-def test_standard_input_is_read_once_and_kept_beside_the_downloads(monkeypatch):
+def test_standard_input_is_read_once_and_kept_beside_the_downloads():
     text = (ROOT / "input.txt").read_bytes()[:50_000]
     Path("a.txt").write_bytes(text)
     found, meta = prepared("a.txt")
-    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(text)))
-    again, piped = prepared("-")
-    assert again == found and piped["splits"] == meta["splits"]
-    assert sorted(os.listdir("out")) == ["meta.json", "test.bin", "train.bin", "val.bin"]
-    copy, = Path("data/downloads").iterdir()  # beside what is downloaded
+    command = [sys.executable, ROOT / "prepare.py", "--vocab_size=300", "--out_dir=piped"]
+    subprocess.run([*command, "--input=-"], input=text, check=True, capture_output=True)
+    assert json.loads(Path("piped/meta.json").read_text())["splits"] == meta["splits"]
+    assert sorted(os.listdir("piped")) == ["meta.json", "test.bin", "train.bin", "val.bin"]
+    copy, = Path("data/downloads").iterdir()
     assert copy.read_bytes() == text
+
+
+def test_hidden_files_and_links_in_circles_are_left_out():
+    for name in ("in/a.txt", "in/.hidden.txt", "in/.git/config", "in/v1.2/b.txt"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(name)
+    Path("in/loop").symlink_to(".")
+    Path("in/again").symlink_to("..")
+    for source in ("in", "in/", "./in", f"{os.getcwd()}/in"):
+        assert prepared(source, *ALL_TRAIN)[0]["train"] == ["in/a.txt", "in/v1.2/b.txt"]
+    assert prepared("in/.hidden.txt", *ALL_TRAIN)[0]["train"] == ["in/.hidden.txt"]
+    Path("x.tar").write_bytes(tar({".travis.yml": b"no", "a.txt": b"first", "b.md": b"second"}))
+    assert prepared("x.tar", *ALL_TRAIN)[0]["train"] == ["first", "second"]
+
+
+def test_a_name_with_commas_and_an_ending_in_capitals_can_be_given():
+    Path("a,b.TXT").write_text("first text")
+    assert prepared("a,b.TXT", *ALL_TRAIN)[0]["train"] == ["first text"]
+    Path("B.JSONL").write_bytes(b"\xef\xbb\xbf" + lines(["one", "two"]).replace(b"\n", b"\r\n"))
+    assert prepared("B.JSONL", *ALL_TRAIN)[0]["train"] == ["one", "two"]  # with a byte order mark
+
+
+def test_empty_texts_are_no_documents(text):
+    os.mkdir("in")
+    Path("in/a.txt").write_text(text)
+    Path("in/b.txt").write_text("")
+    alone, _ = prepared("in/a.txt")
+    assert prepared("in")[0] == alone
+    Path("x.jsonl").write_bytes(lines(["one", "", "two"]))
+    assert prepared("x.jsonl", *ALL_TRAIN)[0]["train"] == ["one", "two"]
+
+
+def test_documents_of_which_none_is_for_training_are_refused():
+    Path("x.jsonl").write_bytes(lines(["one " * 100, "two " * 100]))
+    fails("x.jsonl", "x.jsonl", "training", arguments=["--val_fraction=0.99", "--test_fraction=0"])
+
+
+def test_a_text_without_white_space_takes_time_in_proportion():
+    Path("x.txt").write_text("x" * 6_000_000)
+    start = time.perf_counter()
+    pieces = list(prepare.documents(["x.txt"]))
+    assert len(pieces) == 1 and time.perf_counter() - start < 5  # it was quadratic: 10 s here
+
+
+def test_the_member_that_is_broken_is_named():
+    Path("x.tar").write_bytes(tar({"a.txt": b"good", "b.txt": b"bad \xff"}))
+    fails("x.tar", "x.tar/b.txt: byte 4 is not UTF-8")
+    Path("y.tar").write_bytes(tar({"a.txt": b"good", "b.txt.gz": b"not packed"}))
+    assert "a.txt" not in fails("y.tar", "y.tar")
 
 
 def test_another_key_and_characters_that_utf8_does_not_have():
@@ -447,6 +495,11 @@ def test_a_corpus_of_20_gb_is_opened_at_once_and_costs_the_pages_it_touches():
         file.truncate(20_000_000_000)
     with open("data/val.bin", "wb") as file:
         file.truncate(2_000_000)
+    about = {split: {"fingerprint": prepare.fingerprint(f"data/{split}.bin")}
+             for split in ("train", "val")}
+    Path("data/meta.json").write_text(json.dumps(prepare.sealed(
+        {"vocab_size": 257, "dtype": "uint16", "splits": about,
+         "tokenizer": {"name": "bpe", "tokens": [chr(i) for i in range(256)]}})))
     memory = lambda: 4096 * int(Path("/proc/self/statm").read_text().split()[1])  # bytes
     before, start = memory(), time.perf_counter()
     meta, data = train.load_data("data")
