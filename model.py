@@ -545,8 +545,7 @@ def read_tensorflow(path):  # -> {name: tensor}; path is the index, which tells 
     return weights
 
 def read_snapshot(path, **changes):
-    """Return the dict that is in a snapshot file, and its "model", whose config the changes alter;
-    nothing is executed. Raises ValueError with the reason if it is no whole snapshot."""
+    """Return what is in a snapshot file, and its "model", changed so; ValueError if broken."""
     try:
         snapshot = torch_load(path, mmap=False)
         if snapshot.get("format_version") != 2:

@@ -8,6 +8,7 @@ import ctypes
 import gc
 import hashlib
 import math
+import mmap
 import os
 import signal
 import sys
@@ -69,7 +70,6 @@ dtype = "auto"  # 'float32', 'bfloat16' or 'float16' for the matrix products
 compile = "auto"  # torch.compile: True, False; 'auto' for CUDA only
 parallel = "ddp"  # under torchrun: 'ddp' gives each process a whole model, 'fsdp' a share of it
 activation_checkpointing = False  # compute each block twice and keep only its input in memory
-
 HEADER = "step epoch tokens seconds lr train_loss val_loss val_perplexity val_bits_per_byte".split()
 
 def sum_over_processes(*numbers):  # -> the same sums in each process
@@ -89,6 +89,8 @@ def load_data(folder):
         same = found == meta["splits"].setdefault(split, {"fingerprint": found})["fingerprint"]
         full = same and found and path.stat().st_size
         data[split] = np.memmap(path, dtype=meta["dtype"], mode="r") if full else np.empty(0, int)
+        if full and hasattr(mmap, "MADV_RANDOM"):  # else each page would bring megabytes with it
+            data[split]._mmap.madvise(mmap.MADV_RANDOM)
         if not same or len(data[split]) < least:
             why = f"under {least} tokens ({block_size=})" if same else "not what meta.json says"
             raise ValueError(f"{path} is missing or {why}: python prepare.py --out_dir={folder}")
@@ -135,8 +137,7 @@ def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
     return x
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalized, so that no few directions of a matrix dominate it.
-    c_attn is three matrices in one (of queries, keys and values) and is treated as three."""
+    """Momentum, orthogonalized so that no few directions dominate. c_attn is three matrices."""
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
