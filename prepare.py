@@ -292,7 +292,7 @@ def main(arguments=None):
     if tokenizer == "gpt2":
         description = gpt2_tokenizer()
     else:
-        part = min(1, bpe_sample_mb * 1e6 / characters / (1 - held_out))  # (evenly: 1 in 1/part)
+        part = min(1, bpe_sample_mb * 1e6 / characters / (1 - held_out))  # of them, evenly spread
         training = (text for split, text, _ in parts() if split == "train")
         words = collections.Counter(word for i, text in enumerate(training) if i * part % 1 < part
                                     for word in regex.findall(PATTERN, text))
@@ -307,11 +307,11 @@ def main(arguments=None):
         read_meta(out_dir)
     splits, digest = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}, hashlib.sha256()
     todo, cores = parts(), workers or os.cpu_count()
-    batches = iter(lambda: list(itertools.islice(todo, 4)), [])  # of one piece, each is done soon
+    batches = iter(lambda: list(itertools.islice(todo, 4)), [])  # (one piece is done too soon)
     with ExitStack() as stack, ThreadPoolExecutor(cores) as threads:
         files = {split: stack.enter_context(whole_file(f"{out_dir}/{split}.bin.new"))
                  for split in SPLITS}
-        while some := list(itertools.islice(batches, 8 * cores)):  # all in memory, so not more
+        while some := list(itertools.islice(batches, 8 * cores)):  # (what is in memory at once)
             for split, text, ids in itertools.chain.from_iterable(threads.map(encode, some)):
                 digest.update(text)
                 files[split].write(ids)
