@@ -1,7 +1,7 @@
 """The whole GPT-2: embeddings, blocks, loss, generation, and the files that keep its weights.
 
 It is GPT-2 to the letter (Radford et al. 2019), so that every tool for GPT-2 opens it: learned
-positions, LayerNorm before each half of a block, tanh GELU, biases, one matrix for both ends."""
+positions, LayerNorm before each half of a block, tanh GELU, biases, embedding = output matrix."""
 
 import io
 import json
@@ -192,7 +192,7 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(additions))
 
     def forward(self, idx, targets=None, return_logits=True, cache=None, position=None):
-        """Predict what follows the ids idx (B, T); with a cache's at most block_size long. Returns
+        """Predict what follows the ids idx (B, T), with those cached at most block_size. Returns
         (logits, loss): without targets (B, 1, vocab_size), for the last position, and None; with
         targets (B, T), -1 where none counts, (B, T, vocab_size), None without return_logits, and
         the mean in nats. position (1,), that of a single token, makes a step of fixed shapes."""
@@ -370,7 +370,7 @@ class GPT(nn.Module):
             raise ValueError(f"{name} can't be used: {reason:.250}") from error
 
     def save_pretrained(self, folder, tokenizer=None):
-        """Write the model, and its tokenizer or this one, whole, as a folder GPT-2's tools open."""
+        """Write the model and its tokenizer, or this one, into a new folder for any GPT-2 tool."""
         folder, config, last = Path(folder), self.config, self.config.vocab_size - 1
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty: choose another folder")
@@ -545,7 +545,7 @@ def read_tensorflow(path):  # -> {name: tensor}; path is the index, which tells 
     return weights
 
 def read_snapshot(path, **changes):
-    """Return what is in a snapshot file, and its "model", changed so; ValueError if broken."""
+    """Return a snapshot's dict, with its "model" (config with changes); ValueError if broken."""
     try:
         snapshot = torch_load(path, mmap=False)
         if snapshot.get("format_version") != 2:

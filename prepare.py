@@ -174,8 +174,8 @@ def find(sources):
     """Yield the paths of the files that the sources stand for; what is no file yet is fetched."""
     for source in [sources] if os.path.exists(sources) else sources.split(","):
         source = SOURCES.get(source, source)
-        name = hashlib.sha256(source.encode()).hexdigest()[:8]
-        found = [f"data/downloads/{name}-{os.path.basename(source.split('?')[0])}"]
+        digest = hashlib.sha256(source.encode()).hexdigest()[:8]  # (addresses may end alike)
+        found = [f"data/downloads/{digest}-{os.path.basename(source.split('?')[0])}"]
         if source == "-":  # a copy, since everything is read three times
             with whole_file(found[0]) as file:
                 file.writelines(iter(lambda: os.read(0, 1 << 20), b""))
@@ -254,7 +254,7 @@ def read_meta(folder):
     with suppress(ValueError, TypeError, RecursionError):
         meta = json.loads(path.read_bytes()) if path.exists() else None
         if meta is None or meta == sealed({key: meta[key] for key in meta if key != "sha256"}):
-            for new in path.parent.glob("*.bin.new") if meta else ():  # a writing ended before this
+            for new in path.parent.glob("*.bin.new") if meta else ():  # where a writing broke off
                 if fingerprint(new) == meta["splits"].get(new.name[:-8], {}).get("fingerprint"):
                     os.replace(new, new.with_suffix(""))
             return meta
@@ -292,7 +292,7 @@ def main(arguments=None):
     if tokenizer == "gpt2":
         description = gpt2_tokenizer()
     else:
-        part = min(1, bpe_sample_mb * 1e6 / characters / (1 - held_out))  # of them, evenly spread
+        part = min(1, bpe_sample_mb * 1e6 / characters / (1 - held_out))  # of the pieces, evenly
         training = (text for split, text, _ in parts() if split == "train")
         words = collections.Counter(word for i, text in enumerate(training) if i * part % 1 < part
                                     for word in regex.findall(PATTERN, text))
@@ -306,8 +306,8 @@ def main(arguments=None):
     with suppress(ValueError):  # files that an earlier writing left to rename aren't written over
         read_meta(out_dir)
     splits, digest = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}, hashlib.sha256()
-    todo, cores = parts(), workers or os.cpu_count()
-    batches = iter(lambda: list(itertools.islice(todo, 4)), [])  # (one piece is done too soon)
+    todo, cores = (part for part in parts() if part[1]), workers or os.cpu_count()
+    batches = iter(lambda: list(itertools.islice(todo, 4)), [])  # (one piece is too short a task)
     with ExitStack() as stack, ThreadPoolExecutor(cores) as threads:
         files = {split: stack.enter_context(whole_file(f"{out_dir}/{split}.bin.new"))
                  for split in SPLITS}
