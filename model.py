@@ -119,9 +119,8 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp["c_proj"](y))
 
 class Cache:
-    """The keys and values of the tokens read so far. A position looks back at those of earlier
-    positions, and these never change: what comes later can't reach back. So each layer keeps them,
-    and a new token costs one position's work in place of the whole text's."""
+    """The keys and values of the tokens read so far: what comes later can't reach back to change
+    them. So each layer keeps them, and a new token costs one position's work, not the text's."""
     def __init__(self, model, batch_size):
         config, weight = model.config, model.lm_head.weight
         self.past = torch.zeros(  # (n_layer, keys and values, B, n_head, block_size, head_dim)

@@ -298,6 +298,7 @@ def main(arguments=None):
                                     for word in regex.findall(PATTERN, text))
         description = {"name": "bpe", "tokens": train_bpe(words, vocab_size)}
     encoding = load_tokenizer(description)
+    encoding.encode("\na")  # the first thread to encode slows all others: be it this one, idle then
     dtype = np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")
     end_of_text = dtype.type(encoding.eot_token).tobytes()
     def encode(some):  # -> (split, text in UTF-8, tokens as in the .bin file) for each
@@ -307,11 +308,11 @@ def main(arguments=None):
         read_meta(out_dir)
     splits, digest = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}, hashlib.sha256()
     todo, cores = (part for part in parts() if part[1]), workers or os.cpu_count()
-    batches = iter(lambda: list(itertools.islice(todo, 4)), [])  # (one piece is too short a task)
+    batches = iter(lambda: list(itertools.islice(todo, 16)), [])  # (one is too short a task)
     with ExitStack() as stack, ThreadPoolExecutor(cores) as threads:
         files = {split: stack.enter_context(whole_file(f"{out_dir}/{split}.bin.new"))
                  for split in SPLITS}
-        while some := list(itertools.islice(batches, 8 * cores)):  # (what is in memory at once)
+        while some := list(itertools.islice(batches, 4 * cores)):  # (what is in memory at once)
             for split, text, ids in itertools.chain.from_iterable(threads.map(encode, some)):
                 digest.update(text)
                 files[split].write(ids)
