@@ -107,7 +107,7 @@ def download(url, path, headers=None):
             status = getattr(error.response, "status_code", 0)
             reason = f"status {status}" if status else f"no connection, {error!r:.150}"
             message = f"{url}: {reason}: check the address, the network and HF_TOKEN"
-            if delay is None or status in (401, 403, 404):
+            if delay is None or status in (401, 403, 404) or isinstance(error, ValueError):
                 raise (FileNotFoundError if status == 404 else OSError)(message) from error
             print(f"{message}; trying again in {delay} s", file=sys.stderr)
             time.sleep(delay)

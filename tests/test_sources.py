@@ -430,6 +430,14 @@ def test_no_server_is_one_line(server):
     assert not downloads()
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/x.txt", "http://"])
+def test_what_can_be_no_address_is_not_tried_again(monkeypatch, address):
+    waits = []
+    monkeypatch.setattr(prepare.time, "sleep", waits.append)
+    fails(address, address)
+    assert waits == []
+
+
 def test_a_name_stands_for_its_address(monkeypatch):
     asked = []
 
