@@ -85,15 +85,15 @@ def download(url, path, headers=None):
                     part.unlink(missing_ok=True)
                 response.raise_for_status()
                 size *= response.status_code == 206  # else all of it comes, whatever was asked for
-                total = size + int(response.headers.get("Content-Length", 0))
-                start, old = time.monotonic(), size
+                total = size + (response.raw.length_remaining or 0)
+                start, old, told = time.monotonic(), size, response.headers.get("Content-Range", "")
                 with open(part, "ab" if size else "wb") as file:
                     for block in response.iter_content(1 << 16):
                         size += file.write(block)
                         speed = (size - old) / 1e6 / (time.monotonic() - start + 1e-9)
                         print(f"{part.stem}: {size / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} "
                               "MB/s", file=sys.stderr, end="\n" if size == total else "  \r")
-            if size < total:
+            if size < total or told and told.rpartition("/")[2] not in ("*", str(size)):
                 raise requests.ConnectionError(f"{size:,} of {total:,} bytes came")
             linked = [each.headers.get("X-Linked-Etag") for each in (*response.history, response)]
             promised = regex.search("[0-9a-f]{64}", str(linked))
@@ -173,17 +173,17 @@ def gpt2_tokenizer():
 def find(sources):
     """Yield the paths of the files that the sources stand for; what is no file yet is fetched."""
     for source in [sources] if os.path.exists(sources) else sources.split(","):
-        source = SOURCES.get(source, source)
-        digest = hashlib.sha256(source.encode()).hexdigest()[:8]  # (addresses may end alike)
+        source = source if os.path.exists(source) else SOURCES.get(source, source)
+        digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]  # (addresses may end alike)
         found = [f"data/downloads/{digest}-{os.path.basename(source.split('?')[0])}"]
         if source == "-":  # a copy, since everything is read three times
             with whole_file(found[0]) as file:
                 file.writelines(iter(lambda: os.read(0, 1 << 20), b""))
-        elif os.path.isdir(source):  # (rglob follows no links, which may lead in circles)
-            found = [path for path in Path(source).rglob("*")
-                     if "/." not in f"/{path.relative_to(source)}"]
+        elif os.path.isdir(source):  # (rglob follows no links: they may lead in circles)
+            found = [p for p in Path(source).rglob("*") if "/." not in f"/{p.relative_to(source)}"
+                     and (not p.is_dir() or os.listdir(p))]  # (rglob hides what this raises)
         elif "://" not in source:
-            found = glob.glob(source, recursive=True) or [source]
+            found = [source] if os.path.exists(source) else glob.glob(source, recursive=True)
         elif not os.path.exists(found[0]):
             download(source, found[0])
         if not (found := sorted(filter(os.path.isfile, map(str, found)))):
@@ -199,14 +199,14 @@ def unpacked(name, file):
         archive = tarfile.open(fileobj=file, mode="r:")
         for member in iter(archive.next, None):
             archive.members.clear()  # else memory would grow with their number
-            if member.isfile() and os.path.basename(member.name)[:1] != ".":  # of a system's own
+            if member.isfile() and not regex.search(r"(^|/)\.\w", member.name):  # hidden
                 yield from unpacked(f"{name}/{member.name}", archive.extractfile(member))
         if file.read(1 << 20)[:512] != bytes(512):  # (which reads on to the checksum of a .gz)
             raise ValueError("the end of the archive is missing")
     elif ending == ".zip":
-        for member in (archive := zipfile.ZipFile(file)).namelist():
-            if os.path.basename(member)[:1] not in ("", "."):  # no folder, and no system's own
-                yield from unpacked(f"{name}/{member}", archive.open(member))
+        for member in (archive := zipfile.ZipFile(file)).infolist():
+            if not regex.search(r"(^|/)\.\w|/$", member.filename):  # no folder, nothing hidden
+                yield from unpacked(f"{name}/{member.filename}", archive.open(member))
     elif ending.lower() not in TEXTS:
         raise ValueError(f"{name} ends with none of{' '.join(TEXTS)} .gz .bz2 .xz .tgz .tar .zip")
     else:
@@ -223,12 +223,12 @@ def texts(name, stream):
                     yield json.loads(line)[text_key].encode("utf-8", encoding_errors).decode(), True
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(f"line {number} isn't JSON with a text at {text_key=}") from error
-    while block := stream.read(1 << 17):
+    while len(block := stream.read(1 << 17)) == 1 << 17:
         rest += block
         if safe := regex.match(r"(?s).*\S(?=[ \n])", rest, pos=max(0, len(rest) - len(block) - 1)):
             yield rest[:safe.end()], False
             rest = rest[safe.end():]
-    yield rest, True
+    yield rest + block, True
 
 def documents(paths):
     """Yield (text, last) as texts does, for all files. ValueError names what is broken."""
@@ -284,7 +284,7 @@ def main(arguments=None):
                 position += len(text)
                 continue
             if last:  # a new document goes where a hash says: to add some moves no others
-                share = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16**12
+                share = int(hashlib.sha256(text[:65536].encode()).hexdigest()[:12], 16) / 16**12
                 split = SPLITS[(share < held_out) + (share < test_fraction)]
             yield split, text, ended
             last = ended
@@ -293,9 +293,9 @@ def main(arguments=None):
         description = gpt2_tokenizer()
     else:
         part = min(1, bpe_sample_mb * 1e6 / characters / (1 - held_out))  # of the pieces, evenly
-        training = (text for split, text, _ in parts() if split == "train")
-        words = collections.Counter(word for i, text in enumerate(training) if i * part % 1 < part
-                                    for word in regex.findall(PATTERN, text))
+        words = collections.Counter(  # of 99 letters at most: some without end would take hours
+            word for i, text in enumerate(text for split, text, _ in parts() if split == "train")
+            if i * part % 1 < part for word in regex.findall(PATTERN.replace("++", "{1,99}"), text))
         description = {"name": "bpe", "tokens": train_bpe(words, vocab_size)}
     encoding = load_tokenizer(description)
     encoding.encode("\na")  # the first thread to encode slows all others: be it this one, idle then

@@ -164,8 +164,44 @@ def test_hidden_files_and_links_in_circles_are_left_out():
     for source in ("in", "in/", "./in", f"{os.getcwd()}/in"):
         assert prepared(source, *ALL_TRAIN)[0]["train"] == ["in/a.txt", "in/v1.2/b.txt"]
     assert prepared("in/.hidden.txt", *ALL_TRAIN)[0]["train"] == ["in/.hidden.txt"]
-    Path("x.tar").write_bytes(tar({".travis.yml": b"no", "a.txt": b"first", "b.md": b"second"}))
-    assert prepared("x.tar", *ALL_TRAIN)[0]["train"] == ["first", "second"]
+    packed = {".travis.yml": b"no", ".git/HEAD": b"no", "__MACOSX/._a.txt": b"no",
+              "./a.txt": b"first", "b/b.md": b"second"}
+    Path("x.tar").write_bytes(tar(packed))
+    Path("x.zip").write_bytes(zipped({"b/": b"", **packed}))
+    for name in ("x.tar", "x.zip"):
+        assert prepared(name, *ALL_TRAIN)[0]["train"] == ["first", "second"]
+
+
+def test_members_of_an_archive_that_have_the_same_name_are_all_read():
+    with pytest.warns(UserWarning), zipfile.ZipFile("x.zip", "w") as archive:
+        for text in ("first", "second"):
+            archive.writestr("a.txt", text)
+    assert prepared("x.zip", *ALL_TRAIN)[0]["train"] == ["first", "second"]
+
+
+def test_what_is_there_comes_before_patterns_and_names():
+    Path("a1.txt").write_text("another")
+    Path("a[1].txt").write_text("in brackets")
+    Path("shakespeare").mkdir()
+    Path("shakespeare", "mine.txt").write_text("mine")
+    odd = os.fsdecode(b"odd\xff.txt")
+    Path(odd).write_text("odd")
+    for source, text in (("a[1].txt", "in brackets"), ("shakespeare", "mine"), (odd, "odd")):
+        assert prepared(source, *ALL_TRAIN)[0]["train"] == [text]
+
+
+def test_a_folder_that_cannot_be_read_is_named(monkeypatch):
+    Path("in/locked").mkdir(parents=True)
+    Path("in/a.txt").write_text("a")
+    listdir = os.listdir
+
+    def locked(path="."):  # a test that runs as root may read everything
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", locked)
+    fails("in", "in/locked", "Permission denied")
 
 
 def test_a_name_with_commas_and_an_ending_in_capitals_can_be_given():
@@ -195,6 +231,15 @@ def test_a_text_without_white_space_takes_time_in_proportion():
     start = time.perf_counter()
     pieces = list(prepare.documents(["x.txt"]))
     assert len(pieces) == 1 and time.perf_counter() - start < 5  # it was quadratic: 10 s here
+
+
+def test_a_word_without_end_does_not_hold_up_the_learning(monkeypatch):
+    Path("x.txt").write_text("".join(random.Random(1).choices("ACGT", k=50_000)) + " end")
+    train_bpe, longest = prepare.train_bpe, []
+    monkeypatch.setattr(prepare, "train_bpe", lambda words, size: longest.append(
+        max(map(len, words))) or train_bpe(words, size))
+    found, _ = prepared("x.txt", *ALL_TRAIN)
+    assert found["train"] == [Path("x.txt").read_text()] and longest[0] <= 100
 
 
 def test_the_member_that_is_broken_is_named():
@@ -235,6 +280,18 @@ def test_documents_end_with_endoftext_and_adding_some_moves_none():
         assert few[split] and set(few[split]) <= set(more[split])
         assert meta["splits"][split]["bytes"] == sum(len(text.encode()) for text in few[split])
     assert 8 < len(more["val"]) < 22 and 8 < len(more["test"]) < 22
+
+
+def test_a_document_has_the_same_split_in_whatever_file_it_comes():
+    text = (ROOT / "input.txt").read_text()
+    documents = sorted([f"{i} invoice number {i}" for i in range(60)]
+                       + [f"{i} {text[i:i + 200_000]}" for i in range(20)])
+    Path("x.jsonl").write_bytes(lines(documents))
+    for i, document in enumerate(documents):
+        Path(f"{i:02}.txt").write_text(document)
+    half = ("--val_fraction=0.5", "--test_fraction=0")
+    assert prepared("*.txt", *half)[0] == prepared("x.jsonl", *half)[0]
+    assert len(prepared("*.txt", *half)[0]["val"]) in range(20, 60)
 
 
 def test_the_name_of_the_special_token_in_a_text_is_just_text():
@@ -373,10 +430,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         status = 503 if mode == "twice" and len(seen) <= 2 else 200 if mode == "ignores" else 206
         status = int(mode) if mode.isdigit() else status
         body = TEXT[start:] if status in (200, 206) else b""
+        if mode == "restarts" and start > len(TEXT):
+            self.send_error(416)
+            return
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        if mode == "capped":  # never more than 90,000 bytes of it in one answer
+            body = body[:90_000]
+            whole = f"bytes {start}-{start + len(body) - 1}/{len(TEXT)}"
+            self.send_header("Content-Range", whole)
+        if mode == "restarts" and len(seen) == 2:  # it was asked for the rest, and gives all
+            body = TEXT
+            self.send_header("Content-Range", f"bytes 0-{len(TEXT) - 1}/{len(TEXT)}")
+        length = f"{len(body)}, {len(body)}" if mode == "two-lengths" else str(len(body))
+        self.send_header("Content-Length", length)
+        self.close_connection = mode == "two-lengths"
         self.end_headers()
-        if mode in ("breaks", "ignores") and len(seen) == 1:
+        if mode in ("breaks", "ignores", "restarts") and len(seen) == 1:
             self.wfile.write(body[:len(TEXT) // 2])
             self.close_connection = True
         else:
@@ -399,7 +468,8 @@ def downloads():
 
 
 @pytest.mark.parametrize("mode, requests", [("whole", 1), ("breaks", 2), ("ignores", 2),
-                                            ("twice", 3)])
+                                            ("twice", 3), ("capped", 3), ("two-lengths", 1),
+                                            ("restarts", 4)])
 def test_an_address_is_fetched_whole_whatever_the_server_does(server, mode, requests):
     Path("x.txt").write_bytes(TEXT)
     expected, _ = prepared("x.txt")
