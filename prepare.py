@@ -190,11 +190,11 @@ def find(sources):
             raise FileNotFoundError(2, "No such file or directory, or an empty one", source)
         yield from found
 
-def unpacked(name, file):
-    """Yield (name, stream) of a text, or of each text in what is packed, however deep."""
-    stem, ending = os.path.splitext(name)
+def unpacked(name, file, inside=None):  # inside: the name of what a packed file packs
+    """Yield (name, stream, is .jsonl) of a text, or of each in what is packed, however deep."""
+    stem, ending = os.path.splitext((inside or name).lower())
     if ending in PACKED:
-        yield from unpacked(stem + ".tar" * (ending == ".tgz"), PACKED[ending](file))
+        yield from unpacked(name, PACKED[ending](file), stem + ".tar" * (ending == ".tgz"))
     elif ending == ".tar" or file.peek(512)[257:262] == b"ustar":  # (in openwebtext's .xz are tars)
         archive = tarfile.open(fileobj=file, mode="r:")
         for member in iter(archive.next, None):
@@ -207,16 +207,16 @@ def unpacked(name, file):
         for member in (archive := zipfile.ZipFile(file)).infolist():
             if not regex.search(r"(^|/)\.\w|/$", member.filename):  # no folder, nothing hidden
                 yield from unpacked(f"{name}/{member.filename}", archive.open(member))
-    elif ending.lower() not in TEXTS:
+    elif ending not in TEXTS:
         raise ValueError(f"{name} ends with none of{' '.join(TEXTS)} .gz .bz2 .xz .tgz .tar .zip")
     else:
-        yield name, io.TextIOWrapper(file, "utf-8", encoding_errors, newline="\n")
+        yield name, io.TextIOWrapper(file, "utf-8", encoding_errors, "\n"), ending == ".jsonl"
 
-def texts(name, stream):
+def texts(stream, lines):
     """Yield (text, last) for all pieces of the documents in a file, last with the end of one.
     Pieces end before white space that follows something else, which no token reaches across."""
     rest = ""
-    if name.lower().endswith(".jsonl"):
+    if lines:
         for number, line in enumerate(stream, 1):
             try:
                 if line := line.strip("\ufeff \t\r\n"):
@@ -236,8 +236,8 @@ def documents(paths):
         name, stream = path, None
         with open(path, "rb") as file:
             try:
-                for name, stream in unpacked(path, file):
-                    yield from (part for part in texts(name, stream) if part[0])
+                for name, stream, lines in unpacked(path, file):
+                    yield from (part for part in texts(stream, lines) if part[0])
                     name, stream = path, None
             except Exception as error:  # each format has errors of its own
                 if stream and isinstance(error, UnicodeDecodeError):

@@ -208,7 +208,9 @@ def test_a_name_with_commas_and_an_ending_in_capitals_can_be_given():
     Path("a,b.TXT").write_text("first text")
     assert prepared("a,b.TXT", *ALL_TRAIN)[0]["train"] == ["first text"]
     Path("B.JSONL").write_bytes(b"\xef\xbb\xbf" + lines(["one", "two"]).replace(b"\n", b"\r\n"))
-    assert prepared("B.JSONL", *ALL_TRAIN)[0]["train"] == ["one", "two"]  # with a byte order mark
+    Path("C.JSONL.GZ").write_bytes(gzip.compress(Path("B.JSONL").read_bytes()))
+    for name in ("B.JSONL", "C.JSONL.GZ"):  # with a byte order mark
+        assert prepared(name, *ALL_TRAIN)[0]["train"] == ["one", "two"]
 
 
 def test_empty_texts_are_no_documents(text):
@@ -262,7 +264,7 @@ def test_bytes_that_are_not_utf8_can_be_replaced():
     Path("x.txt").write_bytes(b"good \xff bad \xc3")
     Path("y.txt.gz").write_bytes(gzip.compress(b"x" * 70_000 + b"\xff" + b"x" * 70_000))
     fails("x.txt", "x.txt: byte 5 is not UTF-8", "--encoding_errors")
-    fails("y.txt.gz", "y.txt: byte 70000 is not UTF-8")
+    fails("y.txt.gz", "y.txt.gz: byte 70000 is not UTF-8")
     found, _ = prepared("x.txt", "--encoding_errors=replace", *ALL_TRAIN)
     assert found["train"] == ["good \ufffd bad \ufffd"]
 
