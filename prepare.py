@@ -293,12 +293,13 @@ def main(arguments=None):
         description = gpt2_tokenizer()
     else:
         part = min(1, bpe_sample_mb * 1e6 / characters / (1 - held_out))  # of the pieces, evenly
-        words = collections.Counter(  # of 99 letters at most: some without end would take hours
-            word for i, text in enumerate(text for split, text, _ in parts() if split == "train")
-            if i * part % 1 < part for word in regex.findall(PATTERN.replace("++", "{1,99}"), text))
+        training = (text for split, text, _ in parts() if split == "train")
+        sample = (text for i, text in enumerate(training) if i * part % 1 < part)
+        pattern = regex.compile(PATTERN.replace("++", "{1,99}"))  # a word without end takes hours
+        words = collections.Counter(word for text in sample for word in pattern.findall(text))
         description = {"name": "bpe", "tokens": train_bpe(words, vocab_size)}
     encoding = load_tokenizer(description)
-    encoding.encode("\na")  # the first thread to encode slows all others: be it this one, idle then
+    encoding.encode("\na")  # tiktoken's first thread slows all others: be it this one, idle then
     dtype = np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")
     end_of_text = dtype.type(encoding.eot_token).tobytes()
     def encode(some):  # -> (split, text in UTF-8, tokens as in the .bin file) for each
@@ -306,7 +307,7 @@ def main(arguments=None):
             dtype).tobytes() + end_of_text * last) for split, text, last in some]
     with suppress(ValueError):  # files that an earlier writing left to rename aren't written over
         read_meta(out_dir)
-    splits, digest = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}, hashlib.sha256()
+    splits, sizes, digest = {}, dict.fromkeys(SPLITS, 0), hashlib.sha256()  # sizes in bytes
     todo, cores = (part for part in parts() if part[1]), workers or os.cpu_count()
     batches = iter(lambda: list(itertools.islice(todo, 16)), [])  # (one is too short a task)
     with ExitStack() as stack, ThreadPoolExecutor(cores) as threads:
@@ -316,19 +317,18 @@ def main(arguments=None):
             for split, text, ids in itertools.chain.from_iterable(threads.map(encode, some)):
                 digest.update(text)
                 files[split].write(ids)
-                splits[split]["tokens"] += len(ids) // dtype.itemsize
-                splits[split]["bytes"] += len(text)
-        if not splits["train"]["bytes"]:
+                sizes[split] += len(text)
+        if not sizes["train"]:
             raise ValueError(f"no document of {input} is for training: give more, or larger ones")
     table = [f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {dtype.name})",
              f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}"]
-    for split, about in splits.items():
-        tokens, size = about.values()
-        about["fingerprint"] = fingerprint(f"{out_dir}/{split}.bin.new")
+    for split, size in sizes.items():
+        new = f"{out_dir}/{split}.bin.new"
+        tokens = os.path.getsize(new) // dtype.itemsize
+        splits[split] = dict(tokens=tokens, bytes=size, fingerprint=fingerprint(new))
         table.append(f"{split:6}{tokens:14,}{size:16,}{size / max(1, tokens):14.2f}")
-    meta = {"vocab_size": encoding.n_vocab, "dtype": dtype.name, "splits": splits, "source": {
-        "name": input, "bytes": sum(about["bytes"] for about in splits.values()),
-        "sha256": digest.hexdigest()}, "tokenizer": description}
+    meta = dict(vocab_size=encoding.n_vocab, dtype=dtype.name, splits=splits, tokenizer=description,
+                source=dict(name=input, bytes=sum(sizes.values()), sha256=digest.hexdigest()))
     with whole_file(f"{out_dir}/meta.json", "w") as file:
         json.dump(sealed(meta), file)
     read_meta(out_dir)  # from here on the new data counts: the files take their names
