@@ -1,7 +1,11 @@
-"""The whole GPT-2: embeddings, blocks, loss, generation, and the files that keep its weights.
+"""The whole GPT-2: embeddings, attention, MLP, loss, generation, and the files with its weights.
 
-It is GPT-2 to the letter (Radford et al. 2019), so that every tool for GPT-2 opens it: learned
-positions, LayerNorm before each half of a block, tanh GELU, biases, embedding = output matrix."""
+This is exactly GPT-2 (Radford et al. 2019), so every tool for GPT-2 can open what is trained here:
+- learned positions, added to the token embeddings
+- LayerNorm before attention and before the MLP, and one at the end
+- tanh GELU; biases in all linear layers
+- the output matrix is the token embedding (tied weights)
+"""
 
 import io
 import json
@@ -12,6 +16,7 @@ import tempfile
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +24,296 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from prepare import END_OF_TEXT, download, gpt2_tokenizer, whole_file
+from prepare import END_OF_TEXT, atomic_write, download, gpt2_tokenizer, named_errors
 
-# Shapes by name: GPT-2's four as published; GPT-3's eight from Table 2.1 of Brown et al. 2020, but
-# for two rows whose heads don't fit their width: 1.3B gets 16 for 24, and 13B 5120 for 5140.
+
+@dataclass
+class GPTConfig:
+    block_size: int = 1024  # longest context, in tokens
+    vocab_size: int = 50257
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768  # width of the residual stream, C below
+    dropout: float = 0.0
+    bias: bool = True  # biases in the linear layers and LayerNorms, as GPT-2 has them
+
+    def __post_init__(self):
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}={value}: expected an integer of at least 1")
+        if self.n_embd % self.n_head != 0:
+            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: expected at least 0 and below 1")
+
+
+class CausalSelfAttention(nn.Module):
+    """Every position gathers information from itself and the positions before it."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        self.layer = layer  # where the cache keeps this layer's keys and values
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x, cache=None):  # (B, T, C) -> (B, T, C)
+        B, T, C = x.shape
+        # Every position makes a query (what it looks for), a key (what it offers) and a value.
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3C) in heads
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, n_head, T, head_dim)
+        is_causal, mask = True, None
+        if cache is not None:  # generating: attend to the keys and values of earlier calls, too
+            is_causal, mask = cache.mask(T)
+            k, v = cache.update(self.layer, k, v)
+        # Plainly: scores = (q @ k.mT / sqrt(head_dim)).masked_fill(later positions, -inf)
+        #          y = softmax(scores) @ v
+        y = attention(q, k, v, is_causal, mask)  # (B, n_head, T, head_dim)
+        y = y.transpose(1, 2).reshape(B, T, C)  # concatenate the heads
+        return self.dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+    """Every position processes what it has gathered, by itself."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x):  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        x = F.gelu(self.c_fc(x), approximate="tanh")
+        return self.dropout(self.c_proj(x))
+
+
+class Block(nn.Module):
+    """One layer: attention, then the MLP. Both read the residual stream and add to it."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cache=None):  # (B, T, C) -> (B, T, C)
+        x = x + self.attn(self.ln_1(x), cache)
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.tokenizer = None  # the description of its tokenizer (see prepare.py), if known
+        self.transformer = nn.ModuleDict({
+            "wte": nn.Embedding(config.vocab_size, config.n_embd),  # tokens
+            "wpe": nn.Embedding(config.block_size, config.n_embd),  # positions
+            "drop": Dropout(config.dropout),
+            "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
+            "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
+        })
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight  # tied (Press & Wolf 2017)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith("c_proj.weight"):
+                # 2 n_layer projections add to the residual stream: this keeps its variance from
+                # growing with depth (GPT-2 paper, section 2.3).
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, idx, targets=None, return_logits=True, cache=None):
+        """Predict the token that follows each position of idx (B, T), the loss being in nats.
+
+        targets   return_logits   returns
+        None                      (logits (B, 1, vocab_size) of the last position, None)
+        (B, T)    True            (logits (B, T, vocab_size), mean loss)
+        (B, T)    False           (None, mean loss), without ever holding all logits in memory
+
+        Targets of -1 don't count. T and the tokens in the cache are at most block_size together.
+        """
+        T = idx.size(1)
+        start = 0 if cache is None else cache.length
+        if not 0 < T <= self.config.block_size - start:
+            raise ValueError(f"{start + T} tokens: expected from 1 to block_size="
+                             f"{self.config.block_size}")
+        position = torch.arange(start, start + T, device=idx.device)
+        x = self.hidden(idx, position, cache)
+        if cache is not None:
+            cache.length += T
+        if targets is None:  # generating: only the last position matters
+            return self.lm_head(x[:, -1:]), None
+        if not return_logits:
+            return None, linear_cross_entropy(x, self.lm_head.weight, targets)
+        logits = self.lm_head(x)  # (B, T, C) -> (B, T, vocab_size)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        return logits, loss
+
+    def hidden(self, idx, position, cache=None):  # (B, T), (T,) -> (B, T, C)
+        x = self.transformer.wte(idx) + self.transformer.wpe(position)
+        x = self.transformer.drop(x)
+        for block in self.transformer.h:
+            x = block(x, cache)
+        return self.transformer.ln_f(x)
+
+    @torch.inference_mode()
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,
+               generator=None, compile=False):
+        """Yield what follows idx (B, T), token by token: (ids (B, 1), logits (B, vocab_size)).
+
+        Ends after max_new_tokens or once every row has produced eos_token. What a row is given
+        depends on the generator and on the number of the row, not on how many rows there are. The
+        text may outgrow block_size. With compile, CUDA replays each step as a recorded graph.
+        """
+        if temperature < 0 or (top_p is not None and not 0 < top_p <= 1):
+            raise ValueError(f"{temperature=}, {top_p=}: expected at least 0, and above 0 up to 1")
+        cache = CUDAGraphCache(self, len(idx)) if compile else Cache(self, len(idx))
+        random_numbers = uniform_rows(len(idx), generator)
+        done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
+        for _ in range(max_new_tokens):
+            logits = cache.next_logits(idx)
+            u = next(random_numbers).to(idx.device)
+            new = choose_token(logits, u, temperature, top_k, top_p)
+            if eos_token is not None:
+                new = new.masked_fill(done, eos_token)
+                done |= new == eos_token
+            yield new, logits
+            if eos_token is not None and done.all():
+                return
+            idx = torch.cat((idx, new), dim=1)
+
+    def generate(self, idx, max_new_tokens, **options):
+        """Return idx and what follows it, (B, T) -> (B, T + max_new_tokens); options as in stream."""
+        new = [ids for ids, _ in self.stream(idx, max_new_tokens, **options)]
+        return torch.cat([idx, *new], dim=1)
+
+    def num_params(self):
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops_per_token(self):
+        """Floating-point operations to train on one token (PaLM, Chowdhery et al. 2022, app. B)."""
+        n_weights = self.num_params() - self.transformer.wpe.weight.numel()
+        attention = 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
+        return 6 * n_weights + attention
+
+    def parameter_groups(self):
+        """Return (matrices in the blocks, embeddings, vectors) for the optimizers."""
+        matrices = [p for p in self.transformer.h.parameters() if p.dim() == 2]
+        embeddings = [self.transformer.wte.weight, self.transformer.wpe.weight]
+        vectors = [p for p in self.parameters() if p.dim() == 1]
+        return matrices, embeddings, vectors
+
+    def crop_block_size(self, block_size):
+        """Forget the positions beyond block_size."""
+        if block_size > self.config.block_size:
+            raise ValueError(f"{block_size=}: the model has {self.config.block_size} positions")
+        self.transformer.wpe.weight.data = self.transformer.wpe.weight.data[:block_size].clone()
+        self.transformer.wpe.num_embeddings = block_size
+        self.config.block_size = block_size
+
+    @classmethod
+    def from_pretrained(cls, name, dropout=0.0):
+        """Return the GPT-2 of that name at Hugging Face, or in a local folder.
+
+        name: "gpt2", "gpt2-medium", "owner/name", "owner/name@revision" or a path. Nothing in the
+        files is executed. Raises ValueError with one line that says what is wrong.
+        """
+        return load_pretrained(name, dropout)
+
+    @staticmethod
+    def from_snapshot(path):
+        """Return the model of a snapshot that train.py wrote."""
+        return read_snapshot(path)["model"]
+
+    def save_pretrained(self, folder, tokenizer=None):
+        """Write model and tokenizer into a new folder, in Hugging Face's format."""
+        export(self, folder, tokenizer or self.tokenizer)
+
+
+class Cache:
+    """The keys and values of the tokens read so far.
+
+    Later tokens cannot change them, so every layer keeps them, and a new token costs the work of
+    one position instead of the whole text's.
+    """
+
+    def __init__(self, model, batch_size):
+        self.model = model
+        config, weight = model.config, model.lm_head.weight
+        head_dim = config.n_embd // config.n_head
+        # (layer, key or value, B, n_head, position, head_dim)
+        shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
+        self.past = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+        self.length = 0  # positions filled
+        self.n_read = 0  # tokens of the text read
+
+    def update(self, layer, k, v):
+        """Store the keys and values of T new positions; return those of all positions so far."""
+        end = self.length + k.size(2)
+        self.past[layer, 0, :, :, self.length:end] = k
+        self.past[layer, 1, :, :, self.length:end] = v
+        return self.past[layer, :, :, :, :end]
+
+    def mask(self, T):
+        """Return (is_causal, mask (T, positions)) for T new positions, for attention."""
+        if self.length == 0:  # an empty cache: plain causal attention
+            return True, None
+        if T == 1:  # a single new token may look at everything
+            return False, None
+        position = torch.arange(self.length + T, device=self.past.device)
+        return False, position[-T:, None] >= position
+
+    def next_logits(self, text):
+        """Return the logits (B, vocab_size) of what follows text (B, T), reading what is new in it.
+
+        Positions can't slide: when the block is full, the cache is emptied and the newest half of
+        a block is read as if it were the beginning of the text.
+        """
+        block_size = self.model.config.block_size
+        unread = text[:, self.n_read:][:, -block_size:]
+        if self.length + unread.size(1) > block_size:
+            self.length = 0
+            unread = text[:, -max(1, block_size // 2):]
+        self.n_read = text.size(1)
+        return self.read(unread)
+
+    def read(self, ids):
+        return self.model(ids, cache=self)[0][:, -1]
+
+
+def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
+    """Draw the next token: logits (B, vocab_size), uniform random numbers u (B, 1) -> ids (B, 1).
+
+    temperature divides the logits, 0 takes the likeliest token; top_k keeps the k likeliest; top_p
+    (Holtzman et al. 2020) keeps the smallest set of tokens with at least that total probability.
+    """
+    if temperature < 1e-6:
+        return logits.argmax(dim=-1, keepdim=True)
+    vocab_size = logits.size(-1)
+    k = min(top_k or vocab_size, vocab_size)
+    logits, ids = (logits.float() / temperature).topk(k)  # (B, k), the likeliest first
+    probs = F.softmax(logits, dim=-1)
+    if top_p is not None and top_p < 1:  # drop a token once the likelier ones reach top_p
+        likelier = probs.cumsum(dim=-1) - probs
+        probs = probs.masked_fill(likelier >= top_p, 0.0)
+    # Token i is chosen where 1 - u falls into the i-th interval of the cumulative probabilities.
+    cumulative = probs.cumsum(dim=-1)
+    index = torch.searchsorted(cumulative, (1 - u) * cumulative[:, -1:])
+    return ids.gather(1, index)
+
+
+# ---- plumbing: skip on a first reading ----
+
+# Shapes by name: GPT-2's four as published, and GPT-3's eight from Table 2.1 of Brown et al. 2020,
+# except for two rows whose heads don't divide their width: 1.3B has 16 heads instead of 24, and 13B
+# a width of 5120 instead of 5140.
 SIZES = {
     "gpt2": dict(n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium": dict(n_layer=24, n_head=16, n_embd=1024),
@@ -38,523 +329,653 @@ SIZES = {
     "gpt3-175b": dict(n_layer=96, n_head=96, n_embd=12288, block_size=2048),
 }
 
-@dataclass
-class GPTConfig:
-    block_size: int = 1024  # longest context, in tokens
-    vocab_size: int = 50257
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768  # width of the residual stream
-    dropout: float = 0.0
-    bias: bool = True  # biases in the linear layers and LayerNorms, as GPT-2 has them
 
-    def __post_init__(self):
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd={self.n_embd} is no multiple of n_head={self.n_head}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: expected from 0 to below 1")
-
-def choose_device(device="auto", dtype="auto", compile="auto"):
-    """Turn the three settings into (torch.device, torch.dtype, bool). Raises ValueError."""
+def choose_device(device="auto", dtype="auto"):
+    """Return (torch.device, torch.dtype) for the two settings. Raises ValueError."""
     if device == "auto":
         device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"{device=} can't be used, try 'auto' or 'cpu': {error!s:.99}") from error
+        reason = f"{device=} is not available, try 'auto' or 'cpu': {error!s:.99}"
+        raise ValueError(reason) from error
     device = torch.device(device)
-    if dtype == "auto" and device.type == "cuda":
-        dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    if dtype == "auto":  # bfloat16 pays on AMX and on AMD's cores, not on Intel's without AMX
-        has = getattr(torch.cpu, "get_capabilities", dict)().get  # (older versions can't tell)
-        fast = has("amx_bf16") or has("avx512_bf16") and not has("avx512_fp16")
-        dtype = "bfloat16" if fast and device.type == "cpu" else "float32"
+    if dtype == "auto":
+        dtype = "float32"
+        if device.type == "cuda":
+            dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        elif device.type == "cpu" and cpu_is_faster_in_bfloat16():
+            dtype = "bfloat16"
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
-    return device, getattr(torch, dtype), device.type == "cuda" if compile == "auto" else compile
+    return device, getattr(torch, dtype)
 
-class Dropout(nn.Dropout):  # drawing a number for each element takes a CPU as long as a product
+
+def cpu_is_faster_in_bfloat16():
+    """True with AMX, and with AVX512-BF16 on AMD, but not on Intel without AMX."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # older PyTorch can't tell
+        return False
+    has = torch.cpu.get_capabilities()
+    is_intel = has.get("avx512_fp16", False)
+    return has.get("amx_bf16", False) or (has.get("avx512_bf16", False) and not is_intel)
+
+
+# Kernels: what the plain lines of the story compute, faster on some device.
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, but random numbers that cost a CPU as much as a matrix product are cheap here.
+
+    On a CPU one random byte decides on an element, so p is rounded to a multiple of 1/256 (0.05 to
+    13/256 = 0.0508); what is kept is scaled by that, so that the expected value is unchanged.
+    """
+
     def forward(self, x):
-        if not (self.training and self.p and x.is_cpu):
+        if not (self.training and self.p > 0 and x.is_cpu):
             return super().forward(x)
-        dropped = max(1, round(256 * self.p))  # of the 256 values of a byte
-        noise = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-2**63, None)  # 8 each
-        kept = noise.view(torch.uint8)[:x.numel()].view(x.shape) >= dropped
-        return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
+        n_dropped = max(1, round(256 * self.p))  # of the 256 values of a byte
+        noise = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-2**63, None)  # 8 bytes
+        noise = noise.view(torch.uint8)[:x.numel()].view(x.shape)
+        kept = noise >= n_dropped
+        return x * kept.to(x.dtype).mul_(256 / (256 - n_dropped))
 
-class Block(nn.Module):
-    """One layer: each position looks at those before it (attention), then thinks (mlp). Both add
-    to the stream x, and each normalizes what it reads of it."""
-    def __init__(self, config):
-        super().__init__()
-        C, self.n_head = config.n_embd, config.n_head
-        linear = lambda n_in, n_out: nn.Linear(n_in, n_out, bias=config.bias)
-        self.ln_1 = nn.LayerNorm(C, bias=config.bias)
-        self.attn = nn.ModuleDict({"c_attn": linear(C, 3 * C), "c_proj": linear(C, C)})
-        self.ln_2 = nn.LayerNorm(C, bias=config.bias)
-        self.mlp = nn.ModuleDict({"c_fc": linear(C, 4 * C), "c_proj": linear(4 * C, C)})
-        self.dropout = Dropout(config.dropout)
 
-    def forward(self, x, past=None, position=None, mask=None):  # (B, T, C) -> (B, T, C)
-        B, T, C = x.shape
-        # (B, T, 3C) -> queries, keys and values of (B, n_head, T, head_dim)
-        qkv = self.attn["c_attn"](self.ln_1(x)).view(B, T, 3, self.n_head, -1)
-        q, k, v = qkv = qkv.permute(2, 0, 3, 1, 4)
-        if past is not None:  # (2, B, n_head, positions up to now, head_dim): keys and values
-            k, v = past.index_copy_(3, position, qkv[1:])
-        # Each query takes the mean of the values up to its position, weighted by how well it fits
-        # their keys. (GPT-2 also dropped weights in training: no fast kernel on a CPU can do that.)
-        options = dict(attn_mask=mask, is_causal=mask is None and T > 1)
-        if x.requires_grad and x.is_cpu and T < 256:  # in bfloat16, backward takes twice as long
-            with torch.autocast("cpu", enabled=False):
-                y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **options)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, **options)
-        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
-        x = x + self.dropout(self.attn["c_proj"](y))
-        y = F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")  # (B, T, C) -> (B, T, 4C)
-        return x + self.dropout(self.mlp["c_proj"](y))
+def attention(q, k, v, is_causal=True, mask=None):
+    """Scaled dot-product attention: (B, n_head, T, head_dim) queries -> (B, n_head, T, head_dim).
 
-class Cache:
-    """The keys and values of the tokens read so far: what comes later can't reach back to change
-    them. So each layer keeps them, and a new token costs one position's work, not the text's."""
-    def __init__(self, model, batch_size):
-        config, weight = model.config, model.lm_head.weight
-        self.past = torch.zeros(  # (n_layer, keys and values, B, n_head, block_size, head_dim)
-            config.n_layer, 2, batch_size, config.n_head, config.block_size,
-            config.n_embd // config.n_head, device=weight.device, dtype=weight.dtype)
-        self.length = 0  # positions filled
+    Plainly, for a mask (T, S) that is True where a query may look:
+        scores = (q @ k.mT / math.sqrt(head_dim)).masked_fill(~mask, -math.inf)
+        return F.softmax(scores, dim=-1) @ v
+    GPT-2 also dropped attention weights in training, which no fast CPU kernel can do.
+    """
+    if torch.is_autocast_enabled("cpu") and q.is_cpu and q.requires_grad and q.size(2) < 256:
+        # For short contexts, the CPU's backward kernel takes twice as long in bfloat16.
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask,
+                                                  is_causal=is_causal)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
 
-def choose_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
-    """Draw the next token: logits (B, vocab_size) -> ids (B, 1). temperature 0 takes the likeliest;
-    top_k keeps the k likeliest, top_p (Holtzman et al. 2020) the fewest of that probability."""
-    if temperature < 1e-6:
-        return logits.argmax(-1, keepdim=True)
-    logits, order, k, top_p = logits.float() / temperature, None, logits.size(-1), top_p or 1.0
-    if (top_k or k) < k or top_p < 1:
-        logits, order = logits.topk(min(top_k or k, k))
-    probs = F.softmax(logits, dim=-1)  # with the likeliest first, if there is an order
-    if top_p < 1:
-        probs = probs.masked_fill(probs.cumsum(-1) - probs >= max(top_p, 1e-6), 0.0)
-    chosen = torch.multinomial(probs, 1, generator=generator)
-    return chosen if order is None else order.gather(1, chosen)
+
+def linear_cross_entropy(x, weight, targets):
+    """Return the mean loss of x (B, T, C) with targets (B, T), of which -1 doesn't count. Plainly:
+
+        logits = F.linear(x, weight).flatten(0, 1)
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=-1)
+    """
+    x = x.flatten(0, 1)
+    targets = targets.flatten()
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    with torch.autocast(x.device.type, enabled=False):
+        if x.is_cuda:
+            return padded_cross_entropy(x, rounded(weight, x.dtype), targets)
+        total = ChunkedCrossEntropy.apply(x, weight, targets, torch.is_grad_enabled())
+        return total / (targets != -1).sum()
+
+
+def rounded(weight, dtype):
+    """Return the output matrix in dtype, minus its mean row where dtype is less than float32.
+
+    GPT-2's logits are near -100, where bfloat16 is precise to 0.5. Softmax ignores what all logits
+    have in common, so that is taken off before rounding.
+    """
+    if weight.dtype == dtype:
+        return weight
+    return (weight - weight.mean(dim=0).detach()).to(dtype)
+
+
+def padded_cross_entropy(x, matrix, targets):
+    """The same on a GPU, whose tensor cores want multiples of 128: (N, C), (V, C), (N,) -> ()."""
+    vocab_size = len(matrix)
+    logits = F.linear(x, F.pad(matrix, (0, 0, 0, -vocab_size % 128)))
+    column = torch.arange(logits.size(1), device=x.device)
+    logits = torch.where(column < vocab_size, logits.float(), -1e30)
+    return F.cross_entropy(logits, targets, ignore_index=-1)
+
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """F.cross_entropy(F.linear(x, weight), targets, reduction="sum"), a few positions at a time.
-    The logits of all of them would be by far the largest tensor; so each part goes all the way to
-    the gradients of x and weight, and backward has nothing left to do but multiply."""
+
+    The logits of all positions would be by far the largest tensor. So the forward pass computes
+    the gradients of x and weight too, chunk by chunk, and backward only scales them: once, since
+    it does so in place.
+    """
+
     @staticmethod
-    def forward(ctx, x, weight, targets, backward_follows):  # (N, C), (V, C), (N,) -> ()
-        matrix, total = weight.to(x.dtype), weight.new_zeros(())
-        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
-        n = 1 + 6_000_000 // len(weight)  # positions, whose logits then take 24 MB
-        for part, grad, y in zip(x.split(n), grad_x.split(n), targets.split(n)):
-            log_probs = F.log_softmax((part @ matrix.T).to(weight.dtype), dim=-1)  # (n, V)
+    def forward(ctx, x, weight, targets, needs_backward):  # (N, C), (V, C), (N,) -> ()
+        matrix = rounded(weight, x.dtype)
+        total = weight.new_zeros(())
+        grad_x = torch.empty_like(x)
+        grad_weight = torch.zeros_like(weight)
+        n = 1 + 6_000_000 // len(matrix)  # positions in a chunk: their logits take 24 MB
+        for chunk, grad, y in zip(x.split(n), grad_x.split(n), targets.split(n)):
+            log_probs = F.log_softmax((chunk @ matrix.T).to(weight.dtype), dim=-1)  # (n, V)
             total += F.nll_loss(log_probs, y, ignore_index=-1, reduction="sum")
-            if backward_follows:  # the gradient of the logits is softmax minus one-hot
+            if needs_backward:  # the gradient of the logits is softmax minus one-hot
                 grad_logits = log_probs.exp_()
                 grad_logits[torch.arange(len(y), device=y.device), y] -= 1
                 grad_logits[y == -1] = 0
                 grad_logits = grad_logits.to(x.dtype)
                 torch.mm(grad_logits, matrix, out=grad)
+                # (In slices: the whole product would be a second matrix of this size.)
                 for columns, rows in zip(grad_logits.split(8192, dim=1), grad_weight.split(8192)):
-                    rows += columns.T @ part  # (all at once would take as much as weight)
+                    rows += columns.T @ chunk
         ctx.save_for_backward(grad_x, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx, grad_output):
-        return *(grad.mul_(grad_output) for grad in ctx.saved_tensors), None, None
+        grad_x, grad_weight = ctx.saved_tensors
+        return grad_x.mul_(grad_output), grad_weight.mul_(grad_output), None, None
 
-class GPT(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.tokenizer = None  # as prepare.py describes one, where the model's is known
-        self.transformer = nn.ModuleDict(dict(
-            wte=nn.Embedding(config.vocab_size, config.n_embd),
-            wpe=nn.Embedding(config.block_size, config.n_embd),
-            drop=Dropout(config.dropout),
-            h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-            ln_f=nn.LayerNorm(config.n_embd, bias=config.bias)))
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.wte.weight  # tied (Press & Wolf 2017)
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif parameter.dim() == 2:
-                # All additions to the stream together keep the size of one (GPT-2 paper, 2.3).
-                additions = 2 * config.n_layer if name.endswith("c_proj.weight") else 1
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(additions))
 
-    def forward(self, idx, targets=None, return_logits=True, cache=None, position=None):
-        """Predict what follows the ids idx (B, T), with those cached at most block_size. Returns
-        (logits, loss): without targets (B, 1, vocab_size), for the last position, and None; with
-        targets (B, T), -1 where none counts, (B, T, vocab_size), None without return_logits, and
-        the mean in nats. position (1,), that of a single token, makes a step of fixed shapes."""
-        T, start, end, mask = idx.size(1), 0, self.config.block_size, None
-        if position is None:
-            start = cache.length if cache else 0
-            if not 0 < T <= end - start:
-                raise ValueError(f"{start + T} tokens: expected from 1 to block_size={end}")
-            end = start + T
-            if cache:
-                cache.length = end
-            position = torch.arange(start, end, device=idx.device)
-        if end > start + T or start and T > 1:  # (T, end): what each position may look at
-            mask = position[:, None] >= torch.arange(end, device=idx.device)
-        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(position))
-        for i, block in enumerate(self.transformer.h):  # x is (B, T, C) by now, and stays so
-            x = block(x, cache.past[i, :, :, :, :end] if cache else None, position, mask)
-        x = self.transformer.ln_f(x)
-        if targets is None:
-            return self.lm_head(x[:, -1:]), None  # the last position is all that is asked for
-        if not return_logits:
-            return None, self.loss(x.flatten(0, 1), targets.flatten())
-        logits = self.lm_head(x)  # (B, T, C) -> (B, T, vocab_size)
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+@torch.no_grad()
+def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processes=1):
+    """Return (sum of the losses in nats, number of targets) of tokens in windows.
 
-    def loss(self, x, targets):  # (N, C), (N,) -> mean cross-entropy over the targets that count
-        weight, vocab_size, kind = self.lm_head.weight, self.config.vocab_size, x.device.type
-        if torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind))
-        if kind == "cuda":  # tensor cores want multiples of 128; the padding is cut off at once
-            logits = F.linear(x, F.pad(weight, (0, 0, 0, -vocab_size % 128)))[:, :vocab_size]
-            return F.cross_entropy(logits, targets, ignore_index=-1)
-        with torch.autocast(kind, enabled=False):
-            total = ChunkedCrossEntropy.apply(x, weight, targets, torch.is_grad_enabled())
-        return total / (targets != -1).sum()
+    A window (begin, first, end) predicts tokens[first:end] from what precedes each of them, as far
+    back as begin. loss_of(inputs, targets) is the mean loss. All batches have one shape, padded
+    with targets of -1. FSDP needs all processes each time, so that some measure an empty batch.
+    """
+    nats, n_targets = 0.0, 0
+    n_batches = math.ceil(len(windows) / batch_size)
+    for i in range(rank, math.ceil(n_batches / n_processes) * n_processes, n_processes):
+        ids = torch.full((batch_size, block_size + 1), -1)
+        targets = torch.full((batch_size, block_size), -1)
+        for row, (begin, first, end) in enumerate(windows[i * batch_size:(i + 1) * batch_size]):
+            ids[row, :end - begin] = torch.from_numpy(tokens[begin:end].astype(np.int64))
+            targets[row, first - begin - 1:end - begin - 1] = ids[row, first - begin:end - begin]
+        count = (targets != -1).sum().item()
+        loss = loss_of(ids[:, :-1].clamp(min=0), targets)
+        if count > 0:
+            nats += loss.item() * count
+            n_targets += count
+    return nats, n_targets
 
-    def num_params(self):
-        return sum(parameter.numel() for parameter in self.parameters())
 
-    def flops_per_token(self):
-        """Floating-point operations to train on one token, as in PaLM's paper, appendix B."""
-        weights = self.num_params() - self.transformer.wpe.weight.numel()
-        return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
+# Generation: random numbers, packed weights, a CUDA graph, beams.
 
-    def parameter_groups(self):
-        """Return (matrices in blocks, which suit Muon; embeddings; vectors, never decayed)."""
-        matrices = [p for p in self.transformer.h.parameters() if p.dim() == 2]
-        vectors = [p for p in self.parameters() if p.dim() < 2]
-        return matrices, [self.transformer.wte.weight, self.transformer.wpe.weight], vectors
+def uniform_rows(batch_size, generator=None):
+    """Yield uniform random numbers (batch_size, 1) for ever, from a generator for each row."""
+    device = "cpu" if generator is None else generator.device
+    seeds = torch.randint(2**62, (batch_size,), generator=generator, device=device).tolist()
+    rows = [torch.Generator().manual_seed(seed) for seed in seeds]
+    while True:
+        numbers = torch.stack([torch.rand(64, generator=row) for row in rows])
+        yield from numbers.split(1, dim=1)
 
-    def crop_block_size(self, block_size):
-        """Forget the positions beyond block_size, for a model that is larger than needed."""
-        if block_size > self.config.block_size:
-            raise ValueError(f"{block_size=}: the model has {self.config.block_size} positions")
-        self.transformer.wpe.weight.data = self.transformer.wpe.weight.data[:block_size].clone()
-        self.transformer.wpe.num_embeddings = self.config.block_size = block_size
 
-    def pack(self, rows=1):
-        """Prepare for generating so many texts at a time: on a CPU, keep large matrices as oneDNN's
-        kernels for few rows read them, in half of nn.Linear's time; training is over with that."""
-        weight = self.lm_head.weight
-        known = weight.is_cpu and torch.backends.mkldnn.is_available() and (
-            weight.dtype == torch.float32 or weight.dtype == torch.bfloat16
-            and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        for layer in self.modules():  # below 2 MB nn.Linear is as fast, from a core's cache
-            if isinstance(layer, nn.Linear) and layer.weight.numel() >= 1 << 19 and known:
-                copy = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
-                layer.forward = lambda x, copy=copy, bias=layer.bias: (
-                    torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], ""))
-        return self
+def pack(model, n_rows=1):
+    """Make a CPU model faster at generating n_rows texts at a time; it can't be trained any more.
 
-    @torch.inference_mode()
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,
-               generator=None, compile=False):
-        """Yield the next tokens of idx one by one: (B, T) -> (ids (B, 1), logits (B, vocab_size)),
-        until each row has had eos_token. The text may outgrow block_size: positions can't slide, so
-        a full cache is forgotten, and the newest half of the block read as if it were the start."""
-        if temperature < 0 or top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"{temperature=}, {top_p=}: expected from 0, and above 0 up to 1")
-        block_size, cache = self.config.block_size, Cache(self, len(idx))
-        if compile:  # shapes that never change can be recorded as a CUDA graph, and replayed
-            torch._dynamo.mark_static_address(cache.past)
-            step = torch.compile(self.forward, mode="reduce-overhead")
-        done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
-        fresh = idx[:, -block_size:]  # what the model hasn't read yet
-        for _ in range(max_new_tokens):
-            if cache.length + fresh.size(1) > block_size:
-                cache.length, fresh = 0, idx[:, -(block_size // 2 or 1):]
-            if compile and cache.length:  # behind a filled cache, fresh is a single token
-                place = torch.tensor([cache.length], device=idx.device)
-                logits = step(fresh, cache=cache, position=place)[0][:, -1].clone()
-                cache.length += 1
-            else:
-                logits = self(fresh, cache=cache)[0][:, -1]
-            fresh = choose_token(logits, temperature, top_k, top_p, generator)
-            if eos_token is not None:
-                fresh = fresh.masked_fill(done, eos_token)
-                done |= fresh == eos_token
-            yield fresh, logits
-            if eos_token is not None and done.all():
-                return
-            idx = torch.cat((idx, fresh), dim=1)
+    Large matrices are stored again in the order in which oneDNN's kernels for few rows read them,
+    which takes half of nn.Linear's time. Below 2 MB nn.Linear is as fast, from a core's cache.
+    """
+    weight = model.lm_head.weight
+    supported = weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if not (weight.is_cpu and torch.backends.mkldnn.is_available() and supported):
+        return model
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer.weight.numel() >= 1 << 19:
+            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), n_rows)
+            layer.forward = partial(packed_linear, packed, layer.bias)
+    return model
 
-    def generate(self, idx, max_new_tokens, **options):
-        """Return idx with its continuation, (B, T) -> (B, T + max_new_tokens); see stream."""
-        return torch.cat([idx, *(ids for ids, _ in self.stream(idx, max_new_tokens, **options))], 1)
 
-    @torch.inference_mode()
-    def beam_search(self, idx, max_new_tokens, beams, length_penalty=1.0, eos_token=None):
-        """Search for likely continuations of idx (1, T): of all that one more token makes of the
-        beams, so many are kept; one with eos_token is complete. Returns [(ids, log-probability of
-        what follows idx)], the best log-probability / length ** length_penalty first."""
-        block_size, vocab_size = self.config.block_size, self.config.vocab_size
-        cache, texts = Cache(self, beams), idx.expand(beams, -1)
-        scores = torch.full((beams, 1), -math.inf, device=idx.device)  # log-probabilities
-        scores[0] = 0.0  # at first all beams are the same: only one of them counts
-        fresh, lengths = texts[:, -block_size:], torch.zeros_like(texts[:, :1])  # as in stream
-        done = lengths > 0
-        for _ in range(max_new_tokens):
-            if cache.length + fresh.size(1) > block_size:
-                cache.length, fresh = 0, texts[:, -(block_size // 2 or 1):]
-            log_probs = F.log_softmax(self(fresh, cache=cache)[0][:, -1].float(), dim=-1)
+def packed_linear(packed, bias, x):
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+class CUDAGraphCache(Cache):
+    """A cache that records the step for one token as a CUDA graph and replays it.
+
+    Nothing in a graph may change its shape, so a step attends to a window of 128, 256, ...
+    positions (with a graph each) and masks what is not filled yet. Elsewhere the same step runs without one.
+    """
+
+    def __init__(self, model, batch_size):
+        super().__init__(model, batch_size)
+        self.position = torch.zeros(1, dtype=torch.int64, device=self.past.device)
+        self.ids = torch.zeros(batch_size, 1, dtype=torch.int64, device=self.past.device)
+        self.window = None  # positions that a step of fixed shape attends to
+        self.graphs = {}  # window -> (graph, its logits)
+
+    def update(self, layer, k, v):
+        if self.window is None:
+            return super().update(layer, k, v)
+        self.past[layer, 0].index_copy_(2, self.position, k)
+        self.past[layer, 1].index_copy_(2, self.position, v)
+        return self.past[layer, :, :, :, :self.window]
+
+    def mask(self, T):
+        if self.window is None:
+            return super().mask(T)
+        return False, self.position[:, None] >= torch.arange(self.window, device=self.past.device)
+
+    def read(self, ids):
+        if ids.size(1) > 1 or self.length == 0:
+            return super().read(ids)
+        self.window = min(self.model.config.block_size, (self.length // 128 + 1) * 128)
+        self.ids.copy_(ids)
+        self.position.fill_(self.length)
+        if not ids.is_cuda:
+            logits = self.step()
+        else:
+            if self.window not in self.graphs:
+                self.graphs[self.window] = self.record()
+            graph, logits = self.graphs[self.window]
+            graph.replay()
+        self.window = None
+        self.length += 1
+        return logits.clone()
+
+    def step(self):
+        return self.model.lm_head(self.model.hidden(self.ids, self.position, self)[:, -1])
+
+    def record(self):
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):  # the first steps allocate and choose kernels
+            for _ in range(3):
+                self.step()
+        torch.cuda.current_stream().wait_stream(side_stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = self.step()
+        return graph, logits
+
+
+@torch.inference_mode()
+def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token=None):
+    """Search for likely continuations of idx (1, T), keeping the most likely beams at each step.
+
+    Returns [(ids, log-probability of what follows idx)], with the best log-probability / length **
+    length_penalty first. A beam with eos_token is complete.
+    """
+    vocab_size = model.config.vocab_size
+    cache = Cache(model, beams)
+    texts = idx.expand(beams, -1)
+    scores = torch.full((beams, 1), -math.inf, device=idx.device)  # log-probabilities
+    scores[0] = 0.0  # all beams begin alike: only one of them counts
+    lengths = torch.zeros_like(texts[:, :1])
+    done = lengths > 0
+    for _ in range(max_new_tokens):
+        log_probs = F.log_softmax(cache.next_logits(texts).float(), dim=-1)  # (beams, vocab_size)
+        if eos_token is not None:  # a complete beam has a single continuation, at no cost
             log_probs = log_probs.masked_fill(done, -math.inf)
-            log_probs[done[:, 0], eos_token or 0] = 0.0  # (beams, vocab_size)
-            scores, best = (scores + log_probs).flatten().topk(beams)
-            parents, fresh, scores = best // vocab_size, best[:, None] % vocab_size, scores[:, None]
-            lengths = lengths[parents] + ~done[parents]
-            done = done[parents] | (fresh == eos_token)
-            texts = torch.cat((texts[parents], fresh), dim=1)
-            cache.past = cache.past[:, :, parents]
-            if done.all():
-                break
-        ranks = (scores / lengths.clamp(min=1) ** length_penalty).flatten()
-        return [(texts[i, :idx.size(1) + lengths[i]].tolist(), scores[i].item())
-                for i in ranks.argsort(descending=True, stable=True) if scores[i] > -math.inf]
+            log_probs[done[:, 0], eos_token] = 0.0
+        best_scores, best = (scores + log_probs).flatten().topk(beams)
+        parents = best // vocab_size
+        new = best[:, None] % vocab_size
+        scores = best_scores[:, None]
+        lengths = lengths[parents] + (~done[parents]).long()
+        done = done[parents] | (new == eos_token)
+        texts = torch.cat((texts[parents], new), dim=1)
+        cache.past = cache.past[:, :, parents]
+        if done.all():
+            break
+    ranks = (scores / lengths.clamp(min=1) ** length_penalty).flatten()
+    found = []
+    for i in ranks.argsort(descending=True, stable=True):
+        if scores[i] > -math.inf:
+            found.append((texts[i, :idx.size(1) + lengths[i]].tolist(), scores[i].item()))
+    return found
 
-    @classmethod
-    def from_pretrained(cls, name, dropout=0.0):
-        """Return the GPT-2 in a local folder, or of that name at Hugging Face ("gpt2-medium",
-        "owner/name@revision"). Nothing in it is executed. ValueError says why it can't be had."""
-        try:
-            folder = Path(name) if Path(name).is_dir() else hub_folder(name)
-            path = folder / ("config.json" if (folder / "config.json").exists() else "hparams.json")
-            get = json.loads(path.read_bytes()).get
-            for key, value in GPT2.items():
-                if get(key, value) != value:
-                    raise ValueError(f"its {key} is {get(key)!r}, GPT-2's is {value!r}")
-            config = GPTConfig(get("n_positions", get("n_ctx")), get("vocab_size", get("n_vocab")),
-                               get("n_layer"), get("n_head"), get("n_embd"), dropout)
-            state = {}
-            read = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
-            for path in weight_files(folder):
-                for key, tensor in read[path.suffix](path).items():
-                    if not re.search(r"\.attn\.(masked_)?bias$", key):  # no mask of old files
-                        key = re.sub("^(?!transformer|lm_head)", "transformer.", key)  # if missing
-                        state[key] = tensor.transpose(0, -1) if ".h." in key else tensor
-            wte = state["transformer.wte.weight"]
-            if "lm_head.weight" in state and not state["lm_head.weight"].equal(wte):
-                raise ValueError("lm_head.weight isn't wte.weight over again, as in GPT-2")
-            numbers = sum(tensor.numel() for tensor in state.values())  # (stride 0 repeats one)
-            if config.n_layer > len(state) or numbers > sum(map(os.path.getsize, folder.iterdir())):
-                raise ValueError(f"the files can't hold n_layer={config.n_layer}, {numbers=}")
-            with torch.device("meta"):  # nothing is drawn at random, and no memory touched
-                model = cls(config)
-            model.load_state_dict({"lm_head.weight": wte} | state, assign=True)
-            model.lm_head.weight = model.transformer.wte.weight
-            del state, tensor, wte  # what is mapped from the files leaves memory when it is copied
-            for parameter in model.parameters():
-                parameter.data = torch.empty(parameter.shape).copy_(parameter.data)
-            with suppress(OSError):  # (GPT-2's own may not be at hand)
-                model.tokenizer = read_tokenizer(folder / "tokenizer.json", config.vocab_size)
-            return model
-        except Exception as error:  # a broken file can raise anything at all
-            reason = "no " * (type(error) is KeyError) + " ".join(str(error).split()) or repr(error)
-            raise ValueError(f"{name} can't be used: {reason:.250}") from error
 
-    def save_pretrained(self, folder, tokenizer=None):
-        """Write the model and its tokenizer, or this one, into a new folder for any GPT-2 tool."""
-        folder, config, last = Path(folder), self.config, self.config.vocab_size - 1
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty: choose another folder")
-        weights, header, end = {}, {"__metadata__": {"format": "pt"}}, 0
-        for name, parameter in self.named_parameters():
-            tensor = parameter.detach().cpu().float()
-            weights[name] = tensor.t() if ".h." in name else tensor
-            if not config.bias and (".h." in name or ".ln_f." in name):  # 0 is as good as none
-                weights[name.replace(".weight", ".bias")] = torch.zeros(len(tensor))
-        for name, tensor in weights.items():
-            header[name] = dict(dtype="F32", shape=[*tensor.shape],
-                                data_offsets=[end, end := end + tensor.nbytes])
-        header = json.dumps(header).encode()
-        header += b" " * (-len(header) % 8)
-        ends = dict(bos_token_id=last, eos_token_id=last)
-        files = {"generation_config.json": ends, "config.json": GPT2 | ends | dict(
-            architectures=["GPT2LMHeadModel"], n_positions=config.block_size, n_head=config.n_head,
-            n_layer=config.n_layer, n_embd=config.n_embd, vocab_size=config.vocab_size,
-            attn_pdrop=0.0, embd_pdrop=config.dropout, resid_pdrop=config.dropout)}
-        if tokenizer := tokenizer or self.tokenizer:
-            files["tokenizer.json"] = tokenizer_json(tokenizer["tokens"])
-            files["tokenizer_config.json"] = dict(
-                tokenizer_class="GPT2Tokenizer", model_max_length=config.block_size,
-                bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            new = Path(temporary, folder.name)
-            for name, content in files.items():
-                with whole_file(new / name, "w") as file:
-                    json.dump(content, file, indent=2)
-            with whole_file(new / "model.safetensors") as file:
-                file.write(len(header).to_bytes(8, "little") + header)
-                file.writelines(tensor.contiguous().numpy() for tensor in weights.values())
-            os.replace(new, folder)
+# Snapshots (train.py writes them).
 
-    @staticmethod
-    def from_snapshot(path):  # -> the model of a snapshot that train.py wrote; see read_snapshot
-        return read_snapshot(path)["model"]
+def read_snapshot(path, **changes):
+    """Return a snapshot's dict with its "model", whose config has the changes; or ValueError."""
+    with named_errors(path):
+        snapshot = torch_load(path, mmap=False)
+        if snapshot.get("format_version") != 2:
+            raise ValueError("not a snapshot of this version of train.py (format_version 2)")
+        model = GPT(GPTConfig(**snapshot["model_config"] | changes))
+        model.load_state_dict(dict(snapshot["model_state_dict"]))
+        model.tokenizer = snapshot["tokenizer"]
+        snapshot["model"] = model
+    return snapshot
 
-# GPT-2 as others keep it. config.json says this, or nothing of it, of a model that is a GPT-2:
+
+def snapshots_newest_first(out_dir):
+    def step(path):
+        return int(path.stem.rpartition("_")[2])
+
+    found = Path(out_dir).glob("snapshots/snapshot_step_*.pt")
+    return sorted((path for path in found if path.stem[14:].isdigit()), key=step, reverse=True)
+
+
+def torch_load(path, mmap=True):
+    """Return what torch.save wrote. Nothing in it is executed."""
+    is_zip = zipfile.is_zipfile(path)  # before 2020, torch.save wrote another format
+    if is_zip:
+        damaged = zipfile.ZipFile(path).testzip()  # compares the checksum of every record
+        if damaged:
+            raise ValueError(f"its record {damaged} is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+
+
+# GPT-2 from elsewhere.
+
+# What config.json has to say of a model that is a GPT-2, if it mentions it:
 GPT2 = dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilon=1e-5,
             scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
             add_cross_attention=False, tie_word_embeddings=True)
-# In tokenizer.json, a byte that is no visible character stands as one of those from 256 on.
-HIDDEN = dict(enumerate([i for i in range(256) if i == 32 or not chr(i).isprintable()], 256))
-VISIBLE = {byte: sign for sign, byte in HIDDEN.items()}
+# The files a model's weights may be in; the first that exists counts.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                "model.ckpt.index")  # the first that is there counts
+                "model.ckpt.index")
 
-def tokenizer_json(tokens):  # any two tokens that together are one may merge, the lowest id first
+
+def load_pretrained(name, dropout):
+    with named_errors(name):
+        folder = Path(name) if Path(name).is_dir() else hub_folder(name)
+        model = load_weights(folder, read_config(folder, dropout))
+        with suppress(OSError):  # GPT-2's own vocabulary may not be available
+            model.tokenizer = read_tokenizer(folder / "tokenizer.json", model.config.vocab_size)
+    return model
+
+
+def read_config(folder, dropout):
+    path = folder / "config.json"
+    if not path.exists():
+        path = folder / "hparams.json"  # OpenAI's own
+    about = json.loads(path.read_bytes())
+    for key, expected in GPT2.items():
+        if about.get(key, expected) != expected:
+            raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {expected!r}")
+    block_size = about.get("n_positions", about.get("n_ctx"))
+    vocab_size = about.get("vocab_size", about.get("n_vocab"))
+    return GPTConfig(block_size, vocab_size, about.get("n_layer"), about.get("n_head"),
+                     about.get("n_embd"), dropout)
+
+
+def load_weights(folder, config):
+    readers = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
+    state = {}
+    for path in weight_files(folder):
+        for key, tensor in readers[path.suffix](path).items():
+            if re.search(r"\.attn\.(masked_)?bias$", key):  # the causal mask, in old files
+                continue
+            if not key.startswith(("transformer.", "lm_head.")):
+                key = f"transformer.{key}"
+            if ".h." in key and tensor.dim() == 2:
+                tensor = tensor.t()  # GPT-2 stores (in, out), nn.Linear (out, in)
+            state[key] = tensor
+    wte = state["transformer.wte.weight"]
+    if not state.setdefault("lm_head.weight", wte).equal(wte):
+        raise ValueError("lm_head.weight differs from wte.weight (GPT-2 ties them)")
+    # A small file may describe a huge model: torch.save stores an expanded tensor as one number.
+    n_numbers = sum(tensor.numel() for tensor in state.values())
+    n_bytes = sum(os.path.getsize(path) for path in folder.iterdir())
+    if config.n_layer > len(state) or n_numbers > n_bytes:
+        raise ValueError(f"{n_bytes} bytes of files can't hold n_layer={config.n_layer}, "
+                         f"{n_numbers} numbers")
+    with torch.device("meta"):  # neither initialized nor in memory
+        model = GPT(config)
+    model.load_state_dict(state, assign=True)
+    model.lm_head.weight = model.transformer.wte.weight
+    # The tensors are maps of the files. Copied one by one, each map is released before the next.
+    del state, tensor, wte
+    for parameter in model.parameters():
+        parameter.data = torch.empty(parameter.shape).copy_(parameter.data)
+    return model
+
+
+def weight_files(folder):
+    """Return the paths of the files with a model's weights."""
+    for name in WEIGHT_FILES:
+        if (folder / name).exists():
+            break
+    else:
+        name = WEIGHT_FILES[0]  # which the error message will name
+    if name.endswith(".json"):  # it says which tensor is in which file
+        names = json.loads((folder / name).read_bytes())["weight_map"].values()
+        return [folder / name for name in sorted({Path(name).name for name in names})]
+    return [folder / name]
+
+
+def hub_folder(name):
+    """Return a model's folder in Hugging Face's cache; what is missing is downloaded."""
+    model, _, revision = name.partition("@")
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    cache /= "models--" + model.replace("/", "--")
+    branch = cache / "refs" / (revision or "main")  # holds the commit of a branch
+    revision = branch.read_text().strip() if branch.exists() else revision or "main"
+    folder = cache / "snapshots" / revision
+    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co") + f"/{model}/resolve/{revision}"
+    hub_file(folder / "config.json", url)
+    for name in ("tokenizer.json", *WEIGHT_FILES[:3]):
+        if not any((folder / weights).exists() for weights in WEIGHT_FILES):
+            with suppress(FileNotFoundError):  # no model has all of these
+                hub_file(folder / name, url)
+    for path in weight_files(folder):
+        hub_file(path, url)
+    return folder
+
+
+def hub_file(path, url):
+    if path.exists():
+        return
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise OSError(f"{path} is missing, and HF_HUB_OFFLINE is set")
+    token = os.environ.get("HF_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else None
+    download(f"{url}/{path.name}", path, headers)
+
+
+def memory_map(path, offset, dtype, shape):
+    """Return a tensor that is read from the file only when it is used."""
+    n_bytes = math.prod(shape) * dtype.itemsize
+    data = np.memmap(path, np.uint8, "c", offset, (n_bytes,))
+    return torch.from_numpy(data).view(dtype).view(shape)
+
+
+def read_safetensors(path):
+    """Return {name: tensor}. The tensors have to fill the file without a gap."""
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+              "U8": torch.uint8, "BOOL": torch.bool}
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(start, size) - 8))
+    header.pop("__metadata__", None)
+    weights = {}
+    end = start
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        tensor = memory_map(path, end, dtypes[entry["dtype"]], entry["shape"])
+        if entry["data_offsets"] != [end - start, end - start + tensor.nbytes]:
+            raise ValueError(f"{path.name}: {name} doesn't fit its entry in the header, {entry}")
+        weights[name] = tensor
+        end += tensor.nbytes
+    if end != size:
+        raise ValueError(f"{path.name} has {size} bytes, its header describes {end}")
+    return weights
+
+
+def read_tensorflow(path):
+    """Return {name: tensor} of a TensorFlow checkpoint (V2); path is its index.
+
+    The index is a sorted table (LevelDB's SSTable) of variable name -> protocol buffer, which says
+    where in the data file the variable is.
+    """
+    index = path.read_bytes()
+    footer = io.BytesIO(index[-48:])
+    read_varint(footer)  # offset and size of a table that is not needed
+    read_varint(footer)
+    entries = {}
+    for handle in read_table(index, footer, path.name).values():
+        entries |= read_table(index, io.BytesIO(handle), path.name)
+    entries.pop(b"")  # about the checkpoint as a whole
+    weights = {}
+    for key, entry in entries.items():
+        name = key.decode()
+        fields = read_fields(entry)
+        shape = [read_fields(size)[1][0] for size in read_fields(fields[2][0])[2]]
+        offset = fields.get(4, [0])[0]
+        tensor = memory_map(path.with_suffix(".data-00000-of-00001"), offset, torch.float32,
+                            shape[-2:])  # some are (1, n, m)
+        is_intact = fields[1] == [1] and fields[5] == [tensor.nbytes]
+        if is_intact and tensor.nbytes <= 1 << 16:  # checking larger ones would take long
+            is_intact = fields[6] == [masked_crc32c(tensor.numpy().tobytes())]
+        if not is_intact:
+            raise ValueError(f"{name} is damaged, or not float32")
+        name = name.replace("model/h", "h.").replace("model/", "").replace("/", ".")
+        name = re.sub(r"\.b$", ".bias", name)
+        weights[re.sub(r"(\.[wg]|(?<=^w.e))$", ".weight", name)] = tensor
+    return weights
+
+
+def read_table(index, handle, name):
+    """Return {key: value} of the block whose offset and size the handle gives."""
+    offset = read_varint(handle)
+    size = read_varint(handle)
+    block = index[offset:offset + size + 1]
+    checksum = index[offset + size + 1:offset + size + 5]
+    if masked_crc32c(block) != checksum or block[-1] != 0:
+        raise ValueError(f"{name} is damaged, or compressed")
+    n_restarts = int.from_bytes(block[-5:-1], "little")
+    file = io.BytesIO(block)
+    found = {}
+    key = b""
+    while file.tell() < size - 4 - 4 * n_restarts:
+        n_shared = read_varint(file)  # bytes that the key shares with the one before
+        n_more = read_varint(file)
+        n_value = read_varint(file)
+        key = key[:n_shared] + file.read(n_more)
+        found[key] = file.read(n_value)
+    return found
+
+
+def read_fields(data):
+    """Return {number: [values]} of a protocol buffer."""
+    file = io.BytesIO(data)
+    found = {}
+    while file.tell() < len(data):
+        number, kind = divmod(read_varint(file), 8)
+        if kind == 0:
+            value = read_varint(file)
+        elif kind == 5:
+            value = file.read(4)
+        else:
+            value = file.read(read_varint(file))
+        found.setdefault(number, []).append(value)
+    return found
+
+
+def read_varint(file):
+    """Read an integer of seven bits a byte, the lowest first; the eighth says that more follow."""
+    byte, = file.read(1)
+    if byte < 128:
+        return byte
+    return byte - 128 + (read_varint(file) << 7)
+
+
+def masked_crc32c(data):
+    """Return the CRC-32C (Castagnoli) of data as TensorFlow stores it, four bytes."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    rotated = (crc >> 15) | (crc << 17)
+    return ((rotated + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+# GPT-2 for elsewhere.
+
+# In tokenizer.json, bytes that are not visible characters are written as characters from 256 on.
+HIDDEN = dict(enumerate((i for i in range(256) if i == 32 or not chr(i).isprintable()), 256))
+VISIBLE = {byte: character for character, byte in HIDDEN.items()}
+
+
+def export(model, folder, tokenizer):
+    """Write config.json, model.safetensors and the tokenizer's files, all of them or none."""
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: choose another folder")
+    config = model.config
+    last = config.vocab_size - 1
+    end_tokens = dict(bos_token_id=last, eos_token_id=last)
+    files = {
+        "config.json": GPT2 | end_tokens | dict(
+            architectures=["GPT2LMHeadModel"], n_positions=config.block_size,
+            n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd,
+            vocab_size=config.vocab_size, attn_pdrop=0.0, embd_pdrop=config.dropout,
+            resid_pdrop=config.dropout),
+        "generation_config.json": end_tokens,
+    }
+    if tokenizer:
+        files["tokenizer.json"] = tokenizer_json(tokenizer["tokens"])
+        files["tokenizer_config.json"] = dict(
+            tokenizer_class="GPT2Tokenizer", model_max_length=config.block_size,
+            bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        new = Path(temporary, folder.name)
+        for name, content in files.items():
+            with atomic_write(new / name, "w") as file:
+                json.dump(content, file, indent=2)
+        write_safetensors(new / "model.safetensors", hugging_face_weights(model))
+        os.replace(new, folder)
+
+
+def hugging_face_weights(model):
+    weights = {}
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach().cpu().float()
+        is_in_a_block = ".h." in name
+        weights[name] = tensor.t() if is_in_a_block and tensor.dim() == 2 else tensor
+        if not model.config.bias and (is_in_a_block or ".ln_f." in name):
+            weights[name.replace(".weight", ".bias")] = torch.zeros(len(tensor))  # as good as none
+    return weights
+
+
+def write_safetensors(path, weights):
+    header = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in weights.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = dict(dtype="F32", shape=list(tensor.shape), data_offsets=[start, end])
+    header = json.dumps(header).encode()
+    header += b" " * (-len(header) % 8)
+    with atomic_write(path) as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for tensor in weights.values():
+            file.write(tensor.contiguous().numpy())
+
+
+def tokenizer_json(tokens):
+    """Return tokenizer.json for tokens by id; any two that together are one may merge."""
     ids = {token.translate(VISIBLE): i for i, token in enumerate(tokens)}
-    merges = [f"{token[:i]} {token[i:]}" for token in ids for i in range(1, len(token))
-              if token[:i] in ids and token[i:] in ids]
-    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
+    merges = []
+    for token in ids:  # the merge that makes the token with the lowest id comes first
+        for i in range(1, len(token)):
+            if token[:i] in ids and token[i:] in ids:
+                merges.append(f"{token[:i]} {token[i:]}")
+    byte_level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
     end = dict(id=len(ids), content=END_OF_TEXT, special=True, normalized=False, lstrip=False,
                rstrip=False, single_word=False)
-    return dict(version="1.0", added_tokens=[end], pre_tokenizer=level, decoder=level, model=dict(
-        type="BPE", vocab=ids | {END_OF_TEXT: len(ids)}, merges=merges, ignore_merges=True))
+    bpe = dict(type="BPE", vocab=ids | {END_OF_TEXT: len(ids)}, merges=merges, ignore_merges=True)
+    return dict(version="1.0", added_tokens=[end], pre_tokenizer=byte_level, decoder=byte_level,
+                model=bpe)
 
-def read_tokenizer(path, vocab_size):  # -> as prepare.py describes one, None if there is none
+
+def read_tokenizer(path, vocab_size):
+    """Return the description of a tokenizer.json, GPT-2's without one, or None if neither fits."""
     if not path.exists():
         return gpt2_tokenizer() if vocab_size == 50257 else None
     found = json.loads(path.read_bytes())
-    ids = found["model"]["vocab"] | {end["content"]: end["id"] for end in found["added_tokens"]}
+    ids = dict(found["model"]["vocab"])
+    for added in found["added_tokens"]:
+        ids[added["content"]] = added["id"]
     *tokens, last = [token.translate(HIDDEN) for token in sorted(ids, key=ids.get)]
     before = found["pre_tokenizer"]
-    kind = found["model"]["type"], before["type"], before["add_prefix_space"], last
-    if (kind != ("BPE", "ByteLevel", False, END_OF_TEXT) or {*range(vocab_size)} != {*ids.values()}
-            or not {*"".join(tokens)} == {*map(chr, range(256))} <= {*tokens}):
-        raise ValueError(f"tokenizer.json isn't a BPE as GPT-2's, with {vocab_size} tokens")
+    is_byte_level_bpe = (found["model"]["type"] == "BPE" and before["type"] == "ByteLevel"
+                         and not before["add_prefix_space"])
+    has_all_bytes = set("".join(tokens)) == {chr(byte) for byte in range(256)} <= set(tokens)
+    has_all_ids = set(ids.values()) == set(range(vocab_size))
+    if not (is_byte_level_bpe and has_all_bytes and has_all_ids and last == END_OF_TEXT):
+        raise ValueError(f"tokenizer.json is not a BPE like GPT-2's with {vocab_size} tokens")
     return {"name": "bpe", "tokens": tokens}
-
-def hub_folder(name):  # -> its folder in Hugging Face's cache, with what is missing downloaded
-    env = os.environ.get
-    hub = env("HF_ENDPOINT", "https://huggingface.co")
-    headers = {"Authorization": f"Bearer {env('HF_TOKEN')}"} if env("HF_TOKEN") else None
-    model, revision = (name + "@main").split("@")[:2]
-    cache = Path(env("HF_HUB_CACHE", env("HF_HOME", "~/.cache/huggingface") + "/hub")).expanduser()
-    cache /= "models--" + model.replace("/", "--")
-    branch = cache / "refs" / revision
-    revision = branch.read_text().strip() if branch.exists() else revision
-    folder = cache / "snapshots" / revision
-    def get(file):
-        if not (folder / file).exists():
-            if env("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-                raise OSError(f"{folder / file} isn't there, and HF_HUB_OFFLINE is set")
-            download(f"{hub}/{model}/resolve/{revision}/{file}", folder / file, headers)
-    get("config.json")
-    for file in ("tokenizer.json", *WEIGHT_FILES[:3]):
-        with suppress(FileNotFoundError):  # the hub hasn't all of these
-            if not any((folder / weights).exists() for weights in WEIGHT_FILES):
-                get(file)
-    for path in weight_files(folder):
-        get(path.name)
-    return folder
-
-def weight_files(folder):  # -> the paths of the files that a model's weights are in
-    path = next(filter(Path.exists, map(folder.joinpath, WEIGHT_FILES)), folder / WEIGHT_FILES[0])
-    if path.suffix == ".json":  # it says which tensor is in which file
-        files = json.loads(path.read_bytes())["weight_map"].values()
-        return [folder / file for file in {Path(file).name for file in files}]
-    return [path]
-
-def mapped(path, offset, dtype, shape):  # -> a tensor that is read from the file when it's used
-    data = np.memmap(path, np.uint8, "c", offset, (math.prod(shape) * dtype.itemsize,))
-    return torch.from_numpy(data).view(dtype).view(shape)
-
-def read_safetensors(path):  # -> {name: tensor}; they have to fill the file without a gap
-    dtypes = dict(F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, U8=torch.uint8,
-                  BOOL=torch.bool)
-    size, weights = os.path.getsize(path), {}
-    with open(path, "rb") as file:
-        start = end = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(start, size) - 8))
-    header.pop("__metadata__", None)
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        tensor = weights[name] = mapped(path, end, dtypes[entry["dtype"]], entry["shape"])
-        if entry["data_offsets"] != [end - start, end - start + tensor.nbytes]:
-            raise ValueError(f"{path.name}: {name} can't be what its header says, {entry}")
-        end += tensor.nbytes
-    if end != size:
-        raise ValueError(f"{path.name} has {size} bytes, its header speaks of {end}")
-    return weights
-
-def torch_load(path, mmap=True):  # -> what torch.save wrote; nothing in it is executed
-    zipped = zipfile.is_zipfile(path)  # before 2020, torch.save wrote another form
-    if zipped and (broken := zipfile.ZipFile(path).testzip()):  # compares each record's checksum
-        raise ValueError(f"its record {broken} is damaged")
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
-
-def read_tensorflow(path):  # -> {name: tensor}; path is the index, which tells where they are
-    index, data, weights = path.read_bytes(), path.with_suffix(".data-00000-of-00001"), {}
-    def checksum(data):  # the remainder by Castagnoli's polynomial, masked as TensorFlow does it
-        crc = 0xFFFFFFFF
-        for bit in (byte >> i for byte in data for i in range(8)):
-            crc = crc >> 1 ^ (crc ^ bit) % 2 * 0x82F63B78
-        crc ^= 0xFFFFFFFF
-        return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
-    def varint(file):  # seven bits a byte, the lowest first; the eighth says that more follow
-        byte, = file.read(1)
-        return byte if byte < 128 else byte - 128 + (varint(file) << 7)
-    def fields(data):  # -> {number: [values]} of a protocol buffer
-        file, found = io.BytesIO(data), {}
-        while file.tell() < len(data):
-            number, kind = divmod(varint(file), 8)
-            value = varint(file) if kind == 0 else file.read(4 if kind == 5 else varint(file))
-            found.setdefault(number, []).append(value)
-        return found
-    def table(handle):  # -> {key: value} of the table whose place and size the handle tells
-        place, size = varint(handle), varint(handle)
-        block = index[place:place + size + 1]
-        if checksum(block) != index[place + size + 1:place + size + 5] or block[-1]:
-            raise ValueError(f"{path.name} is damaged, or compressed")
-        file, key, found = io.BytesIO(block), b"", {}
-        while file.tell() < size - 4 - 4 * int.from_bytes(block[-5:-1], "little"):
-            shared, more, length = varint(file), varint(file), varint(file)
-            key = key[:shared] + file.read(more)  # it may begin as the one before did
-            found[key] = file.read(length)
-        return found
-    footer = io.BytesIO(index[-48:])
-    varint(footer), varint(footer)  # the place and size of a table without use
-    entries = {name.decode(): fields(entry) for handle in table(footer).values()
-               for name, entry in table(io.BytesIO(handle)).items() if name}  # (b"" is about all)
-    for name, entry in entries.items():
-        shape = [fields(size)[1][0] for size in fields(entry[2][0])[2]][-2:]  # some are [1, n, m]
-        tensor = mapped(data, entry.get(4, [0])[0], torch.float32, shape)
-        if (entry[1] != [1] or entry[5] != [tensor.nbytes] or tensor.nbytes <= 1 << 16
-                and entry[6] != [checksum(tensor.numpy().tobytes())]):  # (of more it'd take long)
-            raise ValueError(f"{name} is damaged, or not float32")
-        name = name.replace("model/h", "h.").replace("model/", "").replace("/", ".")
-        weights[re.sub(r"(\.[wg]|(?<=^w.e))$", ".weight", re.sub(r"\.b$", ".bias", name))] = tensor
-    return weights
-
-def read_snapshot(path, **changes):
-    """Return a snapshot's dict, with its "model" (config with changes); ValueError if broken."""
-    try:
-        snapshot = torch_load(path, mmap=False)
-        if snapshot.get("format_version") != 2:
-            raise ValueError("it is no snapshot of this version of train.py (format_version 2)")
-        model = snapshot["model"] = GPT(GPTConfig(**snapshot["model_config"] | changes))
-        model.load_state_dict(dict(snapshot["model_state_dict"]))
-        model.tokenizer = snapshot["tokenizer"]
-    except (FileNotFoundError, MemoryError):  # which say nothing about what is in the file
-        raise
-    except Exception as error:  # a broken pickle can raise anything at all
-        reason = " ".join(str(error).split()) or repr(error)
-        raise ValueError(f"{path} can't be used: {reason:.250}") from error
-    return snapshot

@@ -1,9 +1,12 @@
 """Train a GPT-2 on the tokens that prepare.py wrote.
 
-    python train.py config/shakespeare.py                # run it again and it goes on where it was
-    torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py     # on eight GPUs"""
+    python train.py config/shakespeare.py           # interrupted? the same command resumes the run
+    python train.py config/shakespeare.py --n_layer=6 --max_iters=1000
+    torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py            # on eight GPUs
+"""
 
 import atexit
+import csv
 import ctypes
 import gc
 import hashlib
@@ -13,6 +16,9 @@ import os
 import signal
 import sys
 import time
+from collections import defaultdict, namedtuple
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,435 +27,790 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 import config
-from model import GPT, SIZES, GPTConfig, choose_device, read_snapshot
-from prepare import fingerprint, gpt2_tokenizer, load_tokenizer, read_meta, whole_file
+from model import (GPT, SIZES, GPTConfig, choose_device, measure, read_snapshot,
+                   snapshots_newest_first)
+from prepare import (atomic_write, fingerprint, finish_publishing, gpt2_tokenizer, load_tokenizer,
+                     read_meta)
 
+# data and output
 data_dir = "data"  # folder with train.bin and val.bin
 out_dir = "out"  # folder for snapshots/, best.pt, final_model.pt, log.csv and loss.svg
-init_from = "auto"  # 'auto' goes on if it can; 'scratch', 'resume'; or weights: 'gpt2', a folder
-overwrite = False  # let init_from='scratch', or weights, delete the run that is in out_dir
+init_from = "auto"  # 'auto' resumes if it can; 'scratch', 'resume'; or weights: 'gpt2', a folder
+overwrite = False  # with init_from='scratch' or weights: delete the run that is in out_dir
 snapshot_interval = 100  # iterations between snapshots
 keep_snapshots = 2  # how many of the newest snapshots are kept
+# logging, evaluation, samples
 log_interval = 10  # iterations between lines of the log
 eval_interval = 100  # iterations between evaluations on the validation split
-eval_iters = 0  # batches of an evaluation, 0 for the whole split
+eval_iters = 0  # batches in an evaluation, 0: the whole split
 eval_only = False  # evaluate once and stop
-sample_interval = 0  # iterations between samples, drawn at evaluations; 0 for none
-sample_prompt = "\n"  # how samples begin
+sample_interval = 0  # iterations between samples, drawn at evaluations; 0: none
+sample_prompt = "\n"  # what samples begin with
 num_return_sequences = 5  # samples of the final model
 max_length = 30  # tokens in each of them
-size = ""  # a name in model.py's SIZES, in place of the next three
+# model
+size = ""  # a name in model.py's SIZES, instead of the next three
 n_layer = 4  # blocks
 n_head = 4  # attention heads in each block
 n_embd = 128  # width
 block_size = 64  # tokens of context
-dropout = 0.0  # share of activations left out in training; above 0 only helps over many epochs
-bias = True  # biases in the linear layers and LayerNorms, as GPT-2 has them
+dropout = 0.0  # fraction of activations dropped in training; helps only over many epochs
+bias = True  # biases in the linear layers and LayerNorms, as in GPT-2
+# length of the run
 batch_size = 32  # sequences of block_size tokens in one forward pass
-gradient_accumulation_steps = 1  # forward passes in one iteration, in all processes together
+gradient_accumulation_steps = 1  # forward passes per iteration, over all processes
 max_iters = 600  # iterations
-max_epochs = 0.0  # passes over the training split, in place of max_iters; 0 for max_iters
-target_loss = 0.0  # stop as soon as the loss is at or below this; 0 for never
-target_split = "train"  # the loss that target_loss watches: 'train' or 'val'
-optimizer = "muon"  # 'muon' (on the matrices inside the blocks, AdamW on the rest) or 'adamw'
-learning_rate = 0.01  # AdamW's highest learning rate
-muon_learning_rate = 0.03  # Muon's highest learning rate
-weight_decay = 0.1  # on matrices only: with Muon, on those inside the blocks
-beta1 = 0.9  # AdamW: memory of the gradient
-beta2 = 0.95  # AdamW: memory of the squared gradient
-grad_clip = 1.0  # the gradient's norm is cut to this; 0 for never
-warmup_iters = 10  # iterations over which the learning rate rises from 0
-lr_schedule = "linear"  # after that: 'linear' or 'cosine' falls to min_lr, 'step', 'constant'
-min_lr = 0.0  # AdamW's lowest learning rate; Muon's falls in the same proportion
-lr_decay_iters = 0  # the iteration at which min_lr is reached; 0 for the last one
+max_epochs = 0.0  # passes over the training split, instead of max_iters; 0: max_iters
+target_loss = 0.0  # stop once the loss is at or below this; 0: never
+target_split = "train"  # the loss that target_loss refers to: 'train' or 'val'
+# optimizer
+optimizer = "muon"  # 'muon' (for the matrices in the blocks, AdamW for the rest) or 'adamw'
+learning_rate = 0.01  # AdamW's peak learning rate
+muon_learning_rate = 0.03  # Muon's peak learning rate
+weight_decay = 0.1  # for matrices only; with Muon, those in the blocks
+beta1 = 0.9  # AdamW: decay rate of the first moment
+beta2 = 0.95  # AdamW: decay rate of the second moment
+grad_clip = 1.0  # maximum norm of the gradient; 0: no clipping
+# learning rate schedule
+warmup_iters = 10  # iterations of linear warmup from 0
+lr_schedule = "linear"  # then: 'linear' or 'cosine' decay to min_lr, 'step', or 'constant'
+min_lr = 0.0  # AdamW's final learning rate; Muon's decays in proportion
+lr_decay_iters = 0  # the iteration at which min_lr is reached; 0: the last
 lr_gamma = 0.5  # 'step' multiplies by this ...
 lr_step_iters = 1000  # ... every so many iterations
-seed = 1337  # of the weights, the order of the data and dropout
-device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes the fastest that is there
-dtype = "auto"  # 'float32', 'bfloat16' or 'float16' for the matrix products
-compile = "auto"  # torch.compile: True, False; 'auto' for CUDA only
-parallel = "ddp"  # under torchrun: 'ddp' gives each process a whole model, 'fsdp' a share of it
-activation_checkpointing = False  # compute each block twice and keep only its input in memory
-HEADER = "step epoch tokens seconds lr train_loss val_loss val_perplexity val_bits_per_byte".split()
+# system
+seed = 1337  # for the weights, the order of the data and dropout
+device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto': the fastest available
+dtype = "auto"  # 'float32', 'bfloat16' or 'float16' for matrix products
+compile = "auto"  # torch.compile: True, False; 'auto': for CUDA only
+parallel = "ddp"  # under torchrun: 'ddp' replicates the model, 'fsdp' shards it
+activation_checkpointing = False  # recompute blocks in the backward pass to save memory
 
-def sum_over_processes(*numbers):  # -> the same sums in each process
-    together = torch.tensor(numbers, dtype=torch.float64)
-    if dist.is_initialized():
-        dist.all_reduce(together)
-    return together.tolist()
 
-def load_data(folder):
-    """Return (meta, {split: token ids}); the ids are mapped, so that only what is used is read.
-    A folder without meta.json, such as nanoGPT makes, is taken as GPT-2's tokens in uint16."""
-    meta = read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={}, tokenizer=None)
-    data = {}
-    for split, least in (("train", block_size + 1), ("val", 2 * eval_only), ("test", 0)):
-        path = Path(folder, f"{split}.bin")
-        found = fingerprint(path) if path.exists() else None
-        same = found == meta["splits"].setdefault(split, {"fingerprint": found})["fingerprint"]
-        full = same and found and path.stat().st_size
-        data[split] = np.memmap(path, dtype=meta["dtype"], mode="r") if full else np.empty(0, int)
-        if full and hasattr(mmap, "MADV_RANDOM"):  # else each page would bring megabytes with it
-            data[split]._mmap.madvise(mmap.MADV_RANDOM)
-        if not same or len(data[split]) < least:
-            why = f"under {least} tokens ({block_size=})" if same else "not what meta.json says"
-            raise ValueError(f"{path} is missing or {why}: python prepare.py --out_dir={folder}")
-    meta["tokenizer"] = meta["tokenizer"] or gpt2_tokenizer()
-    return meta, data
-
-def hashed(*numbers):  # -> 64 random bits that are a function of the numbers
+def hashed(*numbers):
+    """Return 64 random bits that are a function of the numbers."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
 
+
 def shuffled(k, n, *key):
-    """Return the place of k in a permutation of range(n) that is computed, not stored: a Feistel
-    network permutes the numbers below half * half (Luby & Rackoff 1988), as often as it takes."""
-    half = 1 << ((n - 1).bit_length() + 1) // 2
+    """Return where a random permutation of range(n) puts k, without storing the permutation.
+
+    Four rounds of a Feistel network permute the numbers below half * half (Luby & Rackoff 1988).
+    A result of n or more is permuted again until it is below n ("cycle walking").
+    """
+    n_bits = (n - 1).bit_length()
+    half = 2 ** ((n_bits + 1) // 2)
     left, right = divmod(k, half)
     for turn in range(4):
-        left, right = right, left ^ hashed(*key, turn, right) % half
+        left, right = right, (left ^ hashed(*key, turn, right)) % half
     k = left * half + right
     return k if k < n else shuffled(k, n, *key)
 
-def get_batch(tokens, first):  # -> ids (batch_size, block_size + 1)
-    """Return the run's sequences number first, first + 1, ... An epoch cuts the ring of tokens into
-    blocks from an offset of its own and takes each once: the batch depends on seed and first."""
-    n_blocks, starts = len(tokens) // block_size, []
+
+def get_batch(tokens, first):
+    """Return the run's sequences number first, first + 1, ... as ids (batch_size, block_size + 1).
+
+    An epoch cuts the ring of tokens into blocks, from an offset of its own, and visits them in
+    random order. A sequence is a function of the seed and its number: resuming needs no state.
+    """
+    n_blocks = len(tokens) // block_size
+    starts = []
     for sequence in range(first, first + batch_size):
         epoch, k = divmod(sequence, n_blocks)
-        start = hashed(seed, epoch) + shuffled(k, n_blocks, seed, epoch) * block_size
-        starts.append(start % len(tokens))
-    places = np.add.outer(starts, np.arange(block_size + 1)) % len(tokens)
-    return torch.from_numpy(tokens[places].astype(np.int64))
+        block = shuffled(k, n_blocks, seed, epoch)
+        starts.append((hashed(seed, epoch) + block * block_size) % len(tokens))
+    positions = np.add.outer(starts, np.arange(block_size + 1)) % len(tokens)
+    return torch.from_numpy(tokens[positions].astype(np.int64))
 
-def whole(tensor):  # the tensor, or all of it where each of FSDP's processes has a share
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
-    """Bring the singular values of each matrix to about 1, by five Newton-Schulz steps that make
-    small ones grow fastest (Jordan et al. 2024, "Muon: An optimizer for hidden layers ...")."""
+    """Bring all singular values of each matrix near 1 by five Newton-Schulz steps (Muon, below).
+
+    A step maps a singular value s to 3.4445 s - 4.7750 s^3 + 2.0315 s^5, which lifts small ones.
+    """
     if x.size(1) > x.size(2):
-        return orthogonalized(x.mT).mT  # the products are smaller on this side
+        return orthogonalized(x.mT).mT  # the products are smaller this way
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):  # x <- (3.4445 + -4.7750 (x xT) + 2.0315 (x xT)^2) x
+    for _ in range(5):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
         x = torch.baddbmm(x, polynomial, x, beta=3.4445)
     return x
 
+
+def orthogonalize_(updates):
+    """In place, with the matrices of one shape together. c_attn holds three: for Q, K and V."""
+    by_shape = defaultdict(list)
+    for update in updates:
+        n_matrices = 3 if update.size(0) == 3 * update.size(1) else 1
+        for matrix in update.chunk(n_matrices):  # views: writing to them changes the update
+            by_shape[matrix.shape].append(matrix)
+    for (rows, cols), matrices in by_shape.items():
+        scale = math.sqrt(max(1, rows / cols))  # a typical entry is the same for any shape
+        for matrix, result in zip(matrices, orthogonalized(torch.stack(matrices))):
+            matrix.copy_(result).mul_(scale)
+
+
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized so that no few directions dominate. c_attn is three matrices."""
+    """Momentum, orthogonalized (Jordan et al. 2024, "Muon: An optimizer for hidden layers ...").
+
+    The gradient of a weight matrix is dominated by a few directions. Making all singular values
+    equal lets the rare ones contribute as much.
+    """
+
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            updates, parts = [], []
+            # 1. Nesterov momentum.
+            updates = []
             for p in group["params"]:
                 if p not in self.state:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                buffer = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                updates.append(whole(p.grad.lerp(buffer, group["momentum"])))  # Nesterov's
-                parts += updates[-1].chunk(3 if p.size(0) == 3 * p.size(1) else 1)
-            for shape in dict.fromkeys(part.shape for part in parts):
-                same = [part for part in parts if part.shape == shape]
-                for part, new in zip(same, orthogonalized(torch.stack(same))):
-                    part.copy_(new).mul_(math.sqrt(max(1, shape[0] / shape[1])))
+                buffer = self.state[p]["momentum_buffer"]
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                updates.append(full_tensor(p.grad.lerp(buffer, group["momentum"])))
+            # 2. Orthogonalize.
+            orthogonalize_(updates)
+            # 3. Weight decay and update.
             for p, update in zip(group["params"], updates):
-                if hasattr(p, "full_tensor"):  # of FSDP: this process's share of the update
-                    update = dist.tensor.distribute_tensor(update, p.device_mesh, p.placements,
-                                                           src_data_rank=None)
-                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(shard_like(p, update), alpha=-group["lr"])
 
-def make_optimizers(model):  # (their learning rates are set before each update)
-    """Return AdamW and, where that is the setting, Muon for the matrices inside the blocks."""
+
+def make_optimizers(model):
+    """Return [AdamW, Muon] or [AdamW]. Their learning rates are set before each update."""
     matrices, embeddings, vectors = model.parameter_groups()
-    options = dict(betas=(beta1, beta2), weight_decay=0.0, fused=True)
+    adamw = partial(torch.optim.AdamW, betas=(beta1, beta2), weight_decay=0.0, fused=True)
     if optimizer == "adamw":
         decayed = dict(params=matrices + embeddings, weight_decay=weight_decay)
-        return [torch.optim.AdamW([decayed, dict(params=vectors)], **options)]
+        return [adamw([decayed, dict(params=vectors)])]
     muon = Muon(matrices, dict(lr=0.0, momentum=0.95, weight_decay=weight_decay))
-    return [torch.optim.AdamW(embeddings + vectors, **options), muon]
+    return [adamw(embeddings + vectors), muon]
 
-def lr_factor(step, last):
-    """Return what the highest learning rates are multiplied by in iteration step of last."""
+
+def lr_factor(step, n_iters):
+    """Return the factor of the peak learning rates in iteration step of n_iters."""
     if step < warmup_iters:
         return (step + 1) / (warmup_iters + 1)
+    if lr_schedule == "constant":
+        return 1.0
     if lr_schedule == "step":
         return lr_gamma ** ((step - warmup_iters) // lr_step_iters)
-    lowest = 1.0 if lr_schedule == "constant" else min_lr / (learning_rate or 1.0)
-    done = min(1.0, (step - warmup_iters) / max(1, (lr_decay_iters or last) - warmup_iters))
-    left = 1 - done if lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return lowest + (1 - lowest) * left
+    decay_iters = (lr_decay_iters or n_iters) - warmup_iters
+    progress = min(1.0, (step - warmup_iters) / max(1, decay_iters))
+    remaining = 1 - progress
+    if lr_schedule == "cosine":
+        remaining = 0.5 * (1 + math.cos(math.pi * progress))
+    lowest = min_lr / (learning_rate or 1.0)
+    return lowest + (1 - lowest) * remaining
 
-def distributed(model, device):
-    """Return what gives the loss: DDP's wrapper, or the model, shared out by FSDP (Zhao 2023)."""
-    if activation_checkpointing:  # (Chen et al. 2016, "Training Deep Nets with Sublinear Memory")
-        for block in model.transformer.h:
-            block.forward = lambda *x, run=block.forward: checkpoint(run, *x, use_reentrant=False)
-    if dist.is_initialized() and parallel == "fsdp":
-        from torch.distributed.fsdp import fully_shard
-        mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
-        for part in [*model.transformer.h, model]:
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)
-        return model
-    model.to(device)
-    return torch.nn.parallel.DistributedDataParallel(model) if dist.is_initialized() else model
 
-def write_log(rows):
-    """Write log.csv and draw loss.svg: the training loss of each row, and the validation loss."""
-    with whole_file(Path(out_dir, "log.csv"), "w") as file:
-        file.writelines(",".join(map(str, row)) + "\n" for row in [HEADER, *rows])
-    losses = [float(loss) for row in rows for loss in row[5:7] if loss] or [0]
-    last, low, span = int(rows[-1][0]) if rows else 1, min(losses), max(losses) - min(losses) + 0.01
-    point = lambda step, loss: f"{60 + 720 * step / last:g},{430 - 390 * (loss - low) / span:g}"
-    svg = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 480" font-family="sans-serif">'
-           '<rect width="800" height="480" fill="white"/><text x="390" y="475">iteration</text>'
-           '<text x="60" y="25">loss (nats per token)</text>']
-    for part in (0, 0.2, 0.4, 0.6, 0.8, 1):  # the axes go from 60 to 780 and from 430 to 40
-        svg.append(f'<path d="M60 {430 - 390 * part}h720M{60 + 720 * part} 40v390" stroke="#ddd"/>'
-                   f'<text x="{50 + 720 * part}" y="450">{last * part:.0f}</text>'
-                   f'<text x="10" y="{435 - 390 * part}">{low + span * part:.2f}</text>')
-    for column, color in ((5, "steelblue"), (6, "crimson")):
-        points = " ".join(point(int(row[0]), float(row[column])) for row in rows if row[column])
-        svg.append(f'<polyline points="{points}" fill="none" stroke="{color}"/>'
-                   f'<text x="690" y="{20 * column}" fill="{color}">{HEADER[column]}</text>')
-    with whole_file(Path(out_dir, "loss.svg"), "w") as file:
-        file.write("\n".join([*svg, "</svg>"]))
+@dataclass
+class Run:
+    """The state of a run. Everything down to best_val_loss is kept in a snapshot."""
+    model: GPT
+    optimizers: list
+    scaler: torch.amp.GradScaler  # of float16's gradients
+    step: int = 0  # iterations done
+    loss: float = math.nan  # of the last iteration
+    best_val_loss: float = math.inf
+    resumed_from: Path = None
+    forward: callable = None  # the model, compiled and wrapped for many processes
+    n_skipped: int = 0  # iterations without an update, since float16 overflowed
+    log: list = field(default_factory=list)  # the rows of log.csv
 
-@torch.no_grad()
-def print_samples(model, encoding, tokens, device, count):
-    """Print continuations of sample_prompt, and what the model expects along a validation text."""
-    prompt = encoding.encode_ordinary(sample_prompt) or [encoding.eot_token]
-    torch.manual_seed(seed)
-    for row in model.generate(torch.tensor([prompt] * count, device=device), max_length).tolist():
-        print("  sample    |" + encoding.decode(row).replace("\n", "\n            |"))
-    text = torch.tensor(tokens[:min(max_length, block_size)].tolist(), device=device)[None]
-    if text.numel():
-        print(f"  text      |{encoding.decode(text[0].tolist())!r}")
-        print(f"  predicted |{encoding.decode(model(text, text)[0].argmax(-1)[0].tolist())!r}")
+
+def train_step(run, tokens, n_iters, machine):
+    """Compute the gradients of one iteration and update the weights; return the loss (a tensor)."""
+    torch.manual_seed(hashed(seed, run.step, machine.rank) >> 1)  # for dropout
+    run.model.train()
+    total_loss = 0.0
+    for i in range(machine.rank, gradient_accumulation_steps, machine.n_processes):
+        # DDP averages the gradients of all processes once, in the last backward pass.
+        is_last = i + machine.n_processes >= gradient_accumulation_steps
+        run.forward.require_backward_grad_sync = is_last
+        # Forward and backward. The mean over micro-batches is the mean over all sequences.
+        first = (run.step * gradient_accumulation_steps + i) * batch_size
+        ids = get_batch(tokens, first)
+        loss = loss_of(run, ids[:, :-1], ids[:, 1:], machine)
+        loss = loss * (machine.n_processes / gradient_accumulation_steps)
+        run.scaler.scale(loss).backward()
+        total_loss += loss.detach()
+    run.model.eval()
+    # Clip the gradient.
+    for opt in run.optimizers:
+        run.scaler.unscale_(opt)
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), grad_clip or math.inf)
+    is_finite = torch.isfinite(total_loss + full_tensor(norm))
+    run.n_skipped = run.n_skipped + (~is_finite).long()
+    # Update the weights, unless float16 overflowed.
+    for opt, peak in zip(run.optimizers, (learning_rate, muon_learning_rate)):
+        for group in opt.param_groups:
+            group["lr"] = peak * lr_factor(run.step, n_iters)
+        if not run.scaler.is_enabled() or is_finite:
+            with machine.autocast():  # for Muon's matrix products
+                run.scaler.step(opt)
+    run.scaler.update()
+    run.model.zero_grad()
+    run.step += 1
+    return total_loss
+
 
 def main(arguments=None):
     started = time.time()
-    settings = config.override(__file__, arguments)
+    settings = configure(arguments)
+    globals().update(settings)
+    machine = start_processes()
+    meta, data = load_data(data_dir)
+    n_iters = count_iterations(len(data["train"]))
+    run = start_run(settings, meta, machine)
+    if eval_only:
+        return print_loss("validation", evaluate(run, data["val"], meta["splits"]["val"], machine))
+    print_heading(run, data, n_iters, machine)
+    if run.resumed_from and is_finished(run, n_iters) and Path(out_dir, "final_model.pt").exists():
+        print(f"nothing left to do: {out_dir}/final_model.pt is the result of this run")
+        return
+    save = partial(save_snapshot, run, settings, meta, machine)
+    prepare_out_dir(run, save, machine)
+    if run.log:
+        started -= float(run.log[-1]["seconds"])  # earlier sessions count, too
+    signals = catch_signals()
+    progress = Progress(run, started, n_iters)
+
+    while not is_finished(run, n_iters):
+        # One iteration: forward, backward, update.
+        loss = train_step(run, data["train"], n_iters, machine)
+        # Read the loss only if something needs it: reading waits for the GPU.
+        stop = False
+        if must_read_loss(run, n_iters, signals, machine):
+            stop = read_loss(run, loss, n_iters, signals, machine)
+        progress.show(run)
+        # Evaluate, log, sample.
+        evaluates = len(data["val"]) > 1 and is_due(run, n_iters, eval_interval)
+        if evaluates or is_due(run, n_iters, log_interval):
+            row = log_row(run, len(data["train"]), n_iters, started)
+            if evaluates:
+                val = evaluate(run, data["val"], meta["splits"]["val"], machine)
+                row.update(zip(LOG_COLUMNS[-3:], val))
+                if val.loss < run.best_val_loss:
+                    run.best_val_loss = val.loss
+                    save("best.pt")
+            run.log.append(row)
+            progress.print_row(run, row)
+            write_log(run, machine)
+            if evaluates and sample_interval and run.step % sample_interval == 0:
+                print_samples(run.model, meta, data["val"], machine, 1)
+        # Save a snapshot.
+        if stop or is_due(run, n_iters, snapshot_interval):
+            save(f"snapshots/snapshot_step_{run.step}.pt")
+            delete_old_snapshots(machine)
+        if stop and not is_finished(run, n_iters):
+            print(f"stopped after iteration {run.step}: the same command resumes from here")
+            return 128 + max(signals, default=signal.SIGTERM)
+
+    save("final_model.pt")
+    if num_return_sequences:
+        print_samples(run.model, meta, data["val"], machine, num_return_sequences)
+    if len(data["test"]) > 1:
+        test(run, data["test"], meta["splits"]["test"], machine)
+
+
+# ---- plumbing: skip on a first reading ----
+
+LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", "val_loss",
+               "val_perplexity", "val_bits_per_byte")
+# Settings that a run can't change when it resumes:
+FIXED = ("data", "init_from", "optimizer", "size", "n_layer", "n_head", "n_embd", "block_size", "bias")
+Loss = namedtuple("Loss", "loss perplexity bits_per_byte")  # loss in nats per token
+
+
+def configure(arguments):
+    """Return the settings, with size looked up; invalid ones end the script with exit code 2."""
+    settings = config.override(__file__, arguments, at_least_one=(
+        "batch_size", "gradient_accumulation_steps", "snapshot_interval", "keep_snapshots",
+        "log_interval", "eval_interval", "lr_step_iters", "block_size", "n_layer", "n_head",
+        "n_embd"))
     config.one_of(settings, optimizer=("muon", "adamw"), parallel=("ddp", "fsdp"),
                   lr_schedule=("linear", "cosine", "step", "constant"), size=("", *SIZES),
                   target_split=("train", "val"), compile=("auto", True, False))
-    config.at_least(settings, 1, "batch_size gradient_accumulation_steps snapshot_interval "
-                    "keep_snapshots log_interval eval_interval lr_step_iters block_size")
-    globals().update(settings)
-    globals().update(SIZES.get(size, {}), block_size=settings["block_size"])
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):  # that of glibc:
-        ctypes.CDLL(None).mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: never give memory back ...
-        ctypes.CDLL(None).mallopt(-4, 0)  # ... M_MMAP_MAX: to get it anew costs half an iteration
-    if "RANK" in os.environ and device != "cpu" and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # or all would take a part of GPU 0
-    target_device, matrix_dtype, compiled = choose_device(device, dtype, compile)
-    on_gpu = target_device.type == "cuda"
-    rank, n_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if "RANK" in os.environ:  # torchrun started this process, and others
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-        atexit.register(dist.destroy_process_group)  # left to Python's end, it can abort that ...
-        atexit.register(gc.collect)  # ... and so it is while DDP, in a cycle, refers to it
-        sys.stdout = open(os.devnull, "w") if rank else sys.stdout  # the first speaks for all
-    if gradient_accumulation_steps % n_processes:
-        config.usage(f"{gradient_accumulation_steps=} is no multiple of {n_processes} processes")
-    meta, data = load_data(data_dir)
-    encoding = load_tokenizer(meta["tokenizer"])
-    shape = GPTConfig(block_size, meta["vocab_size"], n_layer, n_head, n_embd, dropout, bias)
+    return settings
 
-    # What out_dir holds decides how the run begins.
-    out, path, snapshot = Path(out_dir), None, None
-    snapshots = lambda: sorted(out.glob("snapshots/snapshot_step_*.pt"), reverse=True,
-                               key=lambda path: (len(path.name), path.name))  # the newest first
-    pretrained = init_from not in ("auto", "scratch", "resume")  # it names weights to begin from
-    anew = init_from not in ("auto", "resume") and (overwrite or eval_only)
-    for path in [] if anew or init_from == "scratch" else snapshots():
-        try:
-            snapshot = read_snapshot(path, dropout=dropout)
-            break
-        except ValueError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-    old = [file for name in ("best.pt", "final_model.pt", "log.csv", "loss.svg")
-           for file in out.glob(name)] + snapshots()
-    instead = ": use another --out_dir, or begin anew: --overwrite --init_from=scratch (or weights)"
-    if not (snapshot or anew) and (old or init_from == "resume"):
-        raise ValueError(f"{init_from=}, but {out_dir} has {len(old)} files of a run{instead}")
 
-    # The model is the snapshot's, which has to fit the settings, or a pretrained one, or new.
-    torch.manual_seed(seed)
+# Processes and devices.
+
+@dataclass
+class Machine:
+    """Where this process computes, and which of how many it is."""
+    device: torch.device
+    dtype: torch.dtype
+    rank: int
+    n_processes: int
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32)
+
+
+def start_processes():
+    """Choose the device and, under torchrun, join the other processes; return the Machine."""
+    keep_freed_memory()
+    is_distributed = "RANK" in os.environ  # set by torchrun
+    if is_distributed and device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # or all would use some of GPU 0
+    machine = Machine(*choose_device(device, dtype), rank=int(os.environ.get("RANK", 0)),
+                      n_processes=int(os.environ.get("WORLD_SIZE", 1)))
+    if is_distributed:
+        is_cuda = machine.device.type == "cuda"
+        dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
+        # Left to the end of Python, this can abort; so can it while DDP, in a cycle, refers to it.
+        atexit.register(dist.destroy_process_group)
+        atexit.register(gc.collect)
+        if machine.rank > 0:  # only the first process prints
+            sys.stdout = open(os.devnull, "w")
+    if gradient_accumulation_steps % machine.n_processes:
+        config.usage(f"{gradient_accumulation_steps=} is not a multiple of the "
+                     f"{machine.n_processes} processes")
+    return machine
+
+
+def keep_freed_memory():
+    """Tell glibc not to return freed memory: getting it back takes half of a small iteration."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
+
+
+def sum_over_processes(*numbers):
+    """Return the sums over all processes; none returns before all have called this."""
+    sums = torch.tensor(numbers, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def full_tensor(tensor):
+    """Return the complete tensor where FSDP gives each process a shard of it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def shard_like(p, tensor):
+    """Return this process's shard of a complete tensor, if p is sharded."""
+    if not hasattr(p, "full_tensor"):
+        return tensor
+    return dist.tensor.distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None)
+
+
+def distributed(model, device):
+    """Move the model to the device; return it, sharded by FSDP (Zhao et al. 2023), or DDP's wrapper."""
+    if activation_checkpointing:  # Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"
+        for block in model.transformer.h:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    if dist.is_initialized() and parallel == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+        mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
+        for module in [*model.transformer.h, model]:
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        return model
+    model.to(device)
+    if dist.is_initialized():
+        return torch.nn.parallel.DistributedDataParallel(model)
+    return model
+
+
+# Data, and the loss of it.
+
+def load_data(folder):
+    """Return (meta, {split: token ids}); the ids are memory maps, so only what is used is read.
+
+    A folder without meta.json, as nanoGPT writes them, is taken to hold GPT-2's tokens in uint16.
+    """
+    finish_publishing(folder)
+    meta = read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={}, tokenizer=None)
+    data = {}
+    for split, least in (("train", block_size + 1), ("val", 2 if eval_only else 0), ("test", 0)):
+        path = Path(folder, f"{split}.bin")
+        found = fingerprint(path) if path.exists() else None
+        expected = meta["splits"].setdefault(split, {"fingerprint": found})["fingerprint"]
+        if found != expected:
+            raise ValueError(f"{path} is missing or not what meta.json says: "
+                             f"python prepare.py --out_dir={folder}")
+        data[split] = np.empty(0, np.int64)
+        if found and path.stat().st_size:
+            data[split] = np.memmap(path, dtype=meta["dtype"], mode="r")
+            if hasattr(mmap, "MADV_RANDOM"):  # or every page would bring megabytes with it
+                data[split]._mmap.madvise(mmap.MADV_RANDOM)
+        if len(data[split]) < least:
+            raise ValueError(f"{path} is missing or has under {least} tokens ({block_size=}): "
+                             f"python prepare.py --out_dir={folder}")
+    meta["tokenizer"] = meta["tokenizer"] or gpt2_tokenizer()
+    return meta, data
+
+
+def loss_of(run, inputs, targets, machine):
+    """Return the mean loss of inputs (B, T) with targets (B, T), where -1 does not count."""
+    highest = max(inputs.max(), targets.max())
+    if highest >= run.model.config.vocab_size:
+        raise ValueError(f"{data_dir} has token {highest} in a vocabulary of "
+                         f"{run.model.config.vocab_size}: prepare it again")
+    if machine.device.type == "cuda":
+        inputs, targets = inputs.pin_memory(), targets.pin_memory()
+    inputs = inputs.to(machine.device, non_blocking=True)
+    targets = targets.to(machine.device, non_blocking=True)
+    with machine.autocast():
+        return run.forward(inputs, targets, return_logits=False)[1]
+
+
+def evaluate(run, tokens, about, machine):
+    """Return the Loss on a split, or on eval_iters batches that are spread over it."""
+    begins = np.arange(0, len(tokens) - 1, block_size)
+    if eval_iters:
+        n = min(len(begins), eval_iters * batch_size)
+        begins = begins[np.arange(n) * len(begins) // n]
+    ends = np.minimum(begins + block_size + 1, len(tokens))
+    windows = np.stack((begins, begins + 1, ends), axis=1)
+    nats, n_targets = measure(partial(loss_of, run, machine=machine), tokens, windows, batch_size,
+                              block_size, machine.rank, machine.n_processes)
+    nats, n_targets = sum_over_processes(nats, n_targets)
+    loss = nats / n_targets
+    bytes_per_token = about.get("bytes", math.nan) / len(tokens)
+    return Loss(loss, math.exp(min(loss, 700)), loss / math.log(2) / bytes_per_token)
+
+
+def test(run, tokens, about, machine):
+    """Print the loss of the best snapshot, or of the final one, on the test split."""
+    best = Path(out_dir, "best.pt" if run.best_val_loss < math.inf else "final_model.pt")
+    state_dict, full = checkpoint_tools()
+    weights = read_snapshot(best)["model_state_dict"]
+    state_dict.set_model_state_dict(run.model, weights, options=full)
+    print_loss(f"test with {best}", evaluate(run, tokens, about, machine))
+
+
+def print_loss(name, loss):
+    print(f"{name}: loss {loss.loss:.4f}, perplexity {loss.perplexity:.2f}, "
+          f"{loss.bits_per_byte:.4f} bits per byte")
+
+
+# Beginning and ending: what is in out_dir, what is due.
+
+def model_config(vocab_size):
+    shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd) | SIZES.get(size, {})
+    shape["block_size"] = block_size
+    try:
+        return GPTConfig(vocab_size=vocab_size, dropout=dropout, bias=bias, **shape)
+    except ValueError as error:
+        config.usage(error)
+
+
+def start_run(settings, meta, machine):
+    """Return the Run: resumed from out_dir's newest snapshot, or begun with other or new weights."""
+    new_config = model_config(meta["vocab_size"])
+    is_pretrained = init_from not in ("auto", "scratch", "resume")
+    start_over = init_from not in ("auto", "resume") and (overwrite or eval_only)
+    path = snapshot = None
+    if init_from != "scratch" and not start_over:
+        path, snapshot = newest_valid_snapshot()
+    instead = (": choose another --out_dir, or start over with --overwrite --init_from=scratch (or "
+               "weights)")
+    if snapshot is None and not start_over:
+        n_old = len(files_of_run())
+        if n_old or init_from == "resume":
+            raise ValueError(f"{init_from=}, but {out_dir} has {n_old} files of a run{instead}")
     if snapshot:
-        settings["init_from"] = init_from if pretrained else snapshot["settings"].get("init_from")
-        here = {**settings, "data": meta["splits"]["train"]["fingerprint"]}
-        there = {**snapshot["settings"], "data": snapshot["data"]}
-        for name in "data init_from optimizer size n_layer n_head n_embd block_size bias".split():
-            if here[name] != there.get(name):
-                raise ValueError(f"{path} has {name}={there.get(name)}, not {here[name]}{instead}")
+        settings["init_from"] = init_from if is_pretrained else snapshot["settings"].get("init_from")
+        ours = {**settings, "data": meta["splits"]["train"]["fingerprint"]}
+        theirs = {**snapshot["settings"], "data": snapshot["data"]}
+        for name in FIXED:
+            if ours[name] != theirs.get(name):
+                raise ValueError(f"{path} has {name}={theirs.get(name)}, not {ours[name]}{instead}")
         model = snapshot["model"]
-    elif pretrained:
+    elif is_pretrained:
         model = GPT.from_pretrained(init_from, dropout)
         model.crop_block_size(block_size)
         if model.config.vocab_size != meta["vocab_size"]:
-            raise ValueError(f"{data_dir} isn't in {init_from}'s tokens: prepare --tokenizer=gpt2")
+            raise ValueError(f"{data_dir} has other tokens than {init_from}: prepare.py "
+                             "--tokenizer=gpt2")
     else:
-        model = GPT(shape)
-    forward = distributed(model.eval(), target_device)
-    forward = torch.compile(forward) if compiled else forward
-    optimizers = make_optimizers(model)
-    scaler = torch.amp.GradScaler(target_device.type, enabled=matrix_dtype == torch.float16)
-    autocast = torch.autocast(target_device.type, matrix_dtype, matrix_dtype != torch.float32)
-    from torch.distributed.checkpoint import state_dict as dcp  # late: importing it takes a while
-    full = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
-    step, loss, best = 0, math.nan, math.inf
+        torch.manual_seed(seed)
+        model = GPT(new_config)
+    forward = distributed(model.eval(), machine.device)
+    if compile is True or (compile == "auto" and machine.device.type == "cuda"):
+        forward = torch.compile(forward)
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
+    run = Run(model, make_optimizers(model), scaler, forward=forward)
     if snapshot:
-        step, loss, best = (snapshot[key] for key in ("step", "loss", "best_val_loss"))
-        for opt, state in zip(optimizers, snapshot["optimizer_state_dict"]):
-            dcp.set_optimizer_state_dict(model, opt, state, options=full)
-        scaler.load_state_dict(snapshot["scaler_state_dict"] or scaler.state_dict())
-        snapshot = state = None  # to have their memory back
-        print(f"going on from {path}")
-    tokens = batch_size * gradient_accumulation_steps * block_size  # in one iteration
-    tokens_per_epoch = len(data["train"]) // block_size * block_size
-    last = math.ceil(max_epochs * tokens_per_epoch / tokens) if max_epochs else max_iters
-    finished = lambda: step >= last or (best if target_split == "val" else loss) <= target_loss
-    due = lambda *intervals: finished() or not all(step % interval for interval in intervals)
-    report = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte".format
-    print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {last} "
-          f"iterations of {tokens:,}, {target_device.type}, {str(matrix_dtype)[6:]}, {optimizer}")
-
-    def loss_of(ids):  # (B, T + 1) -> mean loss, each token predicted from those before it
-        if (token := ids.max()) >= model.config.vocab_size:
-            raise ValueError(f"{data_dir} has token {token} of {shape.vocab_size}: prepare it anew")
-        ids = (ids.pin_memory() if on_gpu else ids).to(target_device, non_blocking=True)
-        with autocast:
-            return forward(ids[:, :-1].clamp(min=0), ids[:, 1:], return_logits=False)[1]
-    @torch.no_grad()
-    def losses_on(split):  # -> (nats per token, perplexity, bits per byte)
-        tokens, nats, count = data[split], 0.0, 0
-        starts = np.arange(0, len(tokens) - 1, block_size)
-        few = min(len(starts), eval_iters * batch_size or len(starts))
-        starts = starts[np.arange(few) * len(starts) // few]
-        batches = np.split(starts, range(batch_size, few, batch_size))
-        # FSDP needs all processes each time: those left over have a batch that doesn't count.
-        for i in range(rank, len(batches) + rank, n_processes):
-            rows = [torch.tensor(tokens[start:start + block_size + 1].astype(np.int64))
-                    for start in batches[i % len(batches)]]
-            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
-            counted = (ids[:, 1:] != -1).sum().item() if i < len(batches) else 0
-            nats += loss_of(ids).item() * counted
-            count += counted
-        nats, count = sum_over_processes(nats, count)
-        bits = nats / math.log(2) * len(tokens) / meta["splits"][split].get("bytes", math.nan)
-        return nats / count, math.exp(min(nats / count, 700)), bits / count
-
-    def save(name):  # one file that alone is enough to go on or to generate text
-        weights = dcp.get_model_state_dict(model, options=full)
-        states = [dcp.get_optimizer_state_dict(model, opt, options=full) for opt in optimizers
-                  if opt.state]  # (one without a state would take a step of nothing)
-        if rank == 0:
-            weights["lm_head.weight"] = weights["transformer.wte.weight"]  # the same, written once
-            with whole_file(out / name) as file:
-                torch.save(dict(
-                    format_version=2, settings=settings, model_config=vars(model.config),
-                    tokenizer=meta["tokenizer"], data=meta["splits"]["train"]["fingerprint"],
-                    step=step, loss=loss, best_val_loss=best, model_state_dict=weights,
-                    optimizer_state_dict=states, scaler_state_dict=scaler.state_dict()), file)
-        sum_over_processes(0)  # the others wait until it is written
-
-    if eval_only:
-        return print(report("validation", *losses_on("val")))
-    if path and finished() and (out / "final_model.pt").exists():
-        return print(f"nothing left to do: {out_dir}/final_model.pt is the end of this run")
-    if sum_over_processes(step) != [step * n_processes]:
+        resume(run, snapshot, path)
+    if sum_over_processes(run.step) != [run.step * machine.n_processes]:
         raise ValueError(f"out_dir={out_dir} has to be a folder that all processes share")
-    rows = [line.split(",") for log in out.glob("log.csv")
-            for line in log.read_text("utf-8").splitlines()[1:] if int(line.split(",")[0]) <= step]
-    if rank == 0:
-        # A kill cut the writing of .tmp off; and skipped snapshots mustn't displace the valid ones.
-        for file in [*out.glob("snapshots/*.tmp"), *([] if path else old)]:
-            file.unlink()
-        for file in snapshots()[:snapshots().index(path)] if path else []:
-            file.rename(f"{file}.broken")
-    if not path:  # a run that is cut off before its first interval begins again from here
-        save("snapshots/snapshot_step_0.pt")  # (before log.csv, which alone would be no run)
-    if rank == 0:
-        write_log(rows)
-    started -= float(rows[-1][3]) if rows else 0.0  # the time it has taken so far counts, too
-    shown, shown_step, stop, skipped = time.time(), step, 0, 0
-    clear = "\r\033[K" if sys.stdout.isatty() else ""  # a line on a terminal replaces the progress
-    signals = []  # Ctrl-C and SIGTERM are noted, and heeded after the iteration
+    return run
+
+
+def resume(run, snapshot, path):
+    run.step = snapshot["step"]
+    run.loss = snapshot["loss"]
+    run.best_val_loss = snapshot["best_val_loss"]
+    state_dict, full = checkpoint_tools()
+    for opt, state in zip(run.optimizers, snapshot["optimizer_state_dict"]):
+        state_dict.set_optimizer_state_dict(run.model, opt, state, options=full)
+    if snapshot["scaler_state_dict"]:
+        run.scaler.load_state_dict(snapshot["scaler_state_dict"])
+    run.resumed_from = path
+    log = Path(out_dir, "log.csv")
+    if log.exists():
+        with open(log, newline="", encoding="utf-8") as file:
+            run.log = [row for row in csv.DictReader(file) if int(row["step"]) <= run.step]
+    print(f"resuming from {path}")
+
+
+def newest_valid_snapshot():
+    for path in snapshots_newest_first(out_dir):
+        try:
+            return path, read_snapshot(path, dropout=dropout)
+        except ValueError as error:
+            print(f"skipping a damaged snapshot: {error}", file=sys.stderr)
+    return None, None
+
+
+def files_of_run():
+    names = ("best.pt", "final_model.pt", "log.csv", "loss.svg")
+    paths = [Path(out_dir, name) for name in names]
+    return [path for path in paths if path.exists()] + snapshots_newest_first(out_dir)
+
+
+def prepare_out_dir(run, save, machine):
+    """Remove what would be in the way of the run. A new one saves its first snapshot at once."""
+    if machine.rank == 0:
+        old = [] if run.resumed_from else files_of_run()
+        for path in [*Path(out_dir).glob("snapshots/*.tmp"), *old]:
+            path.unlink()
+        if run.resumed_from:  # damaged snapshots must not displace valid ones
+            for path in snapshots_newest_first(out_dir):
+                if path == run.resumed_from:
+                    break
+                path.rename(f"{path}.broken")
+    if not run.resumed_from:
+        save("snapshots/snapshot_step_0.pt")  # before log.csv, which alone would not be a run
+    write_log(run, machine)
+
+
+def count_iterations(n_tokens):
+    if not max_epochs:
+        return max_iters
+    tokens_per_epoch = n_tokens // block_size * block_size
+    tokens_per_iteration = batch_size * gradient_accumulation_steps * block_size
+    return math.ceil(max_epochs * tokens_per_epoch / tokens_per_iteration)
+
+
+def is_finished(run, n_iters):
+    loss = run.best_val_loss if target_split == "val" else run.loss
+    return run.step >= n_iters or loss <= target_loss
+
+
+def is_due(run, n_iters, interval):
+    return is_finished(run, n_iters) or run.step % interval == 0
+
+
+def catch_signals():
+    """Return a list that receives Ctrl-C and SIGTERM, which are heeded after the iteration."""
+    signals = []
+
     def note(number, frame):
         signals.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
+
     signal.signal(signal.SIGINT, note)
     signal.signal(signal.SIGTERM, note)
-    while not finished():
-        # One iteration: forward and backward in micro-batches, then the update.
-        torch.manual_seed(hashed(seed, step, rank) >> 1)  # of dropout
-        model.train()
-        total = 0.0
-        for i in range(rank, gradient_accumulation_steps, n_processes):
-            # DDP averages gradients once, after the last one; FSDP has no room to wait.
-            forward.require_backward_grad_sync = i + n_processes >= gradient_accumulation_steps
-            ids = get_batch(data["train"], (step * gradient_accumulation_steps + i) * batch_size)
-            micro_loss = loss_of(ids) * (n_processes / gradient_accumulation_steps)
-            scaler.scale(micro_loss).backward()
-            total += micro_loss.detach()
-        model.eval()
-        for opt, highest in zip(optimizers, (learning_rate, muon_learning_rate)):
-            scaler.unscale_(opt)
-            for group in opt.param_groups:
-                group["lr"] = highest * lr_factor(step, last)
-        norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf))
-        skipped = skipped + ~torch.isfinite(total + norm)  # float16 can overflow: no step, then
-        with autocast:  # for Muon's matrix products
-            for opt in optimizers if not scaler.is_enabled() or norm.isfinite() else []:
-                scaler.step(opt)
-        model.zero_grad()
-        scaler.update()
-        step += 1
-        # What is due. A GPU runs ahead of this script, and to read a number is to wait for it.
-        if (not on_gpu or target_loss or (signals and n_processes == 1)
-                or due(log_interval, eval_interval, snapshot_interval)):
-            loss, stop = sum_over_processes(total.item() / n_processes, sum(signals))
-            sound = math.nan if skipped and not scaler.is_enabled() else loss
-            if stop or due(eval_interval, snapshot_interval):  # then the weights are saved
-                sound += whole(torch.nn.utils.get_total_norm(model.parameters())).item()
-            if not math.isfinite(sound):
-                raise ValueError(f"iteration {step}: inf or nan: lower learning_rate (and Muon's)")
-        line = f"{clear}iteration {step}/{last}: {time.time() - started:.2f} s, loss {loss:.4f}"
-        if clear and time.time() - shown > 0.2:
-            speed = (step - shown_step) * tokens / (time.time() - shown)
-            print(f"{line}, {speed:,.0f} tokens/s, {speed * model.flops_per_token() / 1e9:,.0f} "
-                  f"GFLOP/s, {(last - step) * tokens / speed:.0f} s left", end="", flush=True)
-            shown, shown_step = time.time(), step
-        eval_due = len(data["val"]) > 1 and due(eval_interval)
-        if eval_due or due(log_interval):
-            row = [step, step * tokens / tokens_per_epoch, step * tokens, time.time() - started,
-                   learning_rate * lr_factor(step - 1, last), loss]
-            row += losses_on("val") if eval_due else ("", "", "")
-            line += f", {skipped} steps skipped" if skipped else ""
-            line += f", val loss {row[6]:.4f}, {row[8]:.4f} bits per byte" if eval_due else ""
-            if eval_due and row[6] < best:
-                best = row[6]
-                save("best.pt")
-            print(line, flush=True)
-            rows.append([f"{x:.8g}" if isinstance(x, float) else x for x in row])
-            if rank == 0:
-                write_log(rows)
-            if eval_due and sample_interval and step % sample_interval == 0:
-                print_samples(model, encoding, data["val"], target_device, 1)
-        if stop or due(snapshot_interval):
-            save(f"snapshots/snapshot_step_{step}.pt")
-            for file in [] if rank else snapshots()[keep_snapshots:]:
-                file.unlink()
-        if stop and not finished():
-            print(f"{clear}stopped after iteration {step}: the same command goes on from here")
-            return 128 + max(signals, default=signal.SIGTERM)
-    save("final_model.pt")
-    if num_return_sequences:
-        print_samples(model, encoding, data["val"], target_device, num_return_sequences)
-    if len(data["test"]) > 1:
-        chosen = out / ("best.pt" if best < math.inf else "final_model.pt")
-        dcp.set_model_state_dict(model, read_snapshot(chosen)["model_state_dict"], options=full)
-        print(report(f"test with {chosen}", *losses_on("test")))
+    return signals
+
+
+def must_read_loss(run, n_iters, signals, machine):
+    if machine.device.type != "cuda" or target_loss > 0 or (signals and machine.n_processes == 1):
+        return True
+    return any(is_due(run, n_iters, interval)
+               for interval in (log_interval, eval_interval, snapshot_interval))
+
+
+def read_loss(run, loss, n_iters, signals, machine):
+    """Set run.loss and return whether to stop. Raises ValueError where something isn't finite."""
+    total, n_signals = sum_over_processes(loss.item(), len(signals))
+    run.loss = total / machine.n_processes
+    is_sound = math.isfinite(run.loss)
+    if run.n_skipped and not run.scaler.is_enabled():
+        is_sound = False
+    if n_signals or is_due(run, n_iters, eval_interval) or is_due(run, n_iters, snapshot_interval):
+        norm = torch.nn.utils.get_total_norm(run.model.parameters())  # the weights will be saved
+        is_sound = is_sound and math.isfinite(full_tensor(norm).item())
+    if not is_sound:
+        raise ValueError(f"iteration {run.step}: inf or nan: lower learning_rate (and Muon's)")
+    return n_signals > 0
+
+
+# Snapshots.
+
+def checkpoint_tools():
+    """Return (torch's module for state dicts of sharded models, options for complete tensors)."""
+    from torch.distributed.checkpoint import state_dict  # here: importing it takes a second
+    return state_dict, state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def save_snapshot(run, settings, meta, machine, name):
+    """Write one file that is enough to resume the run or to generate text."""
+    state_dict, full = checkpoint_tools()
+    weights = state_dict.get_model_state_dict(run.model, options=full)
+    # An optimizer without a state is left out: to get it, one would take a step.
+    optimizer_states = [state_dict.get_optimizer_state_dict(run.model, opt, options=full)
+                        for opt in run.optimizers if opt.state]
+    if machine.rank == 0:
+        weights["lm_head.weight"] = weights["transformer.wte.weight"]  # tied: written once
+        snapshot = dict(
+            format_version=2, settings=settings, model_config=vars(run.model.config),
+            tokenizer=meta["tokenizer"], data=meta["splits"]["train"]["fingerprint"],
+            step=run.step, loss=run.loss, best_val_loss=run.best_val_loss,
+            model_state_dict=weights, optimizer_state_dict=optimizer_states,
+            scaler_state_dict=run.scaler.state_dict())
+        with atomic_write(Path(out_dir, name)) as file:
+            try:
+                torch.save(snapshot, file)
+            except RuntimeError as error:  # torch.save hides the OSError of a full disk
+                raise error.__context__ or error
+    sum_over_processes(0)  # the others wait until it is written
+
+
+def delete_old_snapshots(machine):
+    if machine.rank == 0:
+        for path in snapshots_newest_first(out_dir)[keep_snapshots:]:
+            path.unlink()
+
+
+# What a run prints and draws.
+
+def print_heading(run, data, n_iters, machine):
+    tokens = batch_size * gradient_accumulation_steps * block_size
+    print(f"{run.model.num_params():,} parameters, {len(data['train']):,} training tokens, "
+          f"{n_iters} iterations of {tokens:,}, {machine.device.type}, {str(machine.dtype)[6:]}, "
+          f"{optimizer}")
+
+
+class Progress:
+    """The lines of a run; on a terminal, one that is updated in between."""
+
+    def __init__(self, run, started, n_iters):
+        self.started = started
+        self.n_iters = n_iters
+        self.clear = "\r\033[K" if sys.stdout.isatty() else ""
+        self.shown_at = time.time()
+        self.shown_step = run.step
+
+    def line(self, run):
+        seconds = time.time() - self.started
+        return f"{self.clear}iteration {run.step}/{self.n_iters}: {seconds:.2f} s, loss {run.loss:.4f}"
+
+    def show(self, run):
+        elapsed = time.time() - self.shown_at
+        if not self.clear or elapsed < 0.2:
+            return
+        tokens = batch_size * gradient_accumulation_steps * block_size
+        speed = (run.step - self.shown_step) * tokens / elapsed
+        left = (self.n_iters - run.step) * tokens / speed
+        print(f"{self.line(run)}, {speed:,.0f} tokens/s, "
+              f"{speed * run.model.flops_per_token() / 1e9:,.0f} GFLOP/s, {left:.0f} s left",
+              end="", flush=True)
+        self.shown_at = time.time()
+        self.shown_step = run.step
+
+    def print_row(self, run, row):
+        line = self.line(run)
+        if run.n_skipped:
+            line += f", {run.n_skipped} steps skipped"
+        if "val_loss" in row:
+            line += (f", val loss {row['val_loss']:.4f}, {row['val_bits_per_byte']:.4f} bits per "
+                     "byte")
+        print(line, flush=True)
+
+
+def log_row(run, n_tokens, n_iters, started):
+    tokens = run.step * batch_size * gradient_accumulation_steps * block_size
+    return dict(step=run.step, epoch=tokens / (n_tokens // block_size * block_size), tokens=tokens,
+                seconds=time.time() - started, lr=learning_rate * lr_factor(run.step - 1, n_iters),
+                train_loss=run.loss)
+
+
+def write_log(run, machine):
+    """Write log.csv and draw loss.svg."""
+    if machine.rank > 0:
+        return
+    with atomic_write(Path(out_dir, "log.csv"), "w") as file:
+        writer = csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in run.log:
+            writer.writerow({name: f"{value:.8g}" if isinstance(value, float) else value
+                             for name, value in row.items()})
+    with atomic_write(Path(out_dir, "loss.svg"), "w") as file:
+        file.write(draw_losses(run.log, f"GPT with {run.model.num_params():,} parameters"))
+
+
+def draw_losses(rows, title):
+    """Return a picture of the training and validation losses, in SVG."""
+    curves = {}
+    for name in ("train_loss", "val_loss"):
+        curves[name] = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+    losses = [loss for curve in curves.values() for _, loss in curve] or [0.0]
+    last_step = int(rows[-1]["step"]) if rows else 1
+    low, high = min(losses), max(losses) + 0.01
+
+    def x(step):
+        return 60 + 700 * step / last_step
+
+    def y(loss):
+        return 430 - 380 * (loss - low) / (high - low)
+
+    svg = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 480" font-family="sans-serif" '
+           'font-size="14"><rect width="800" height="480" fill="white"/>',
+           f'<text x="400" y="24" text-anchor="middle" font-size="16">{title}</text>',
+           '<text x="400" y="472" text-anchor="middle">iteration</text>',
+           '<text x="10" y="40">loss (nats per token)</text>']
+    for step in round_ticks(0, last_step):
+        svg.append(f'<path d="M{x(step):g} 50V430" stroke="#ddd"/>'
+                   f'<text x="{x(step):g}" y="450" text-anchor="middle">{step:g}</text>')
+    for loss in round_ticks(low, high):
+        svg.append(f'<path d="M60 {y(loss):g}H760" stroke="#ddd"/>'
+                   f'<text x="52" y="{y(loss) + 5:g}" text-anchor="end">{loss:g}</text>')
+    for i, (name, color) in enumerate((("train_loss", "steelblue"), ("val_loss", "crimson"))):
+        points = " ".join(f"{x(step):g},{y(loss):g}" for step, loss in curves[name])
+        svg.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.5"/>'
+                   f'<text x="750" y="{70 + 20 * i}" text-anchor="end" fill="{color}">'
+                   f'{name.replace("_", " ")}</text>')
+    if curves["val_loss"]:
+        step, best = min(curves["val_loss"], key=lambda point: point[1])
+        bits = next(row["val_bits_per_byte"] for row in rows if int(row["step"]) == step)
+        svg.append(f'<circle cx="{x(step):g}" cy="{y(best):g}" r="4" fill="crimson"/>'
+                   f'<text x="750" y="110" text-anchor="end">best: {best:.3f} at iteration {step}, '
+                   f'perplexity {math.exp(min(best, 700)):.1f}, {float(bits):.3f} bits per byte</text>')
+    return "\n".join([*svg, "</svg>\n"])
+
+
+def round_ticks(low, high):
+    """Return about six round numbers from low to high."""
+    rough = (high - low) / 6
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+@torch.no_grad()
+def print_samples(model, meta, tokens, machine, count):
+    """Print continuations of sample_prompt, and what the model expects along a validation text."""
+    encoding = load_tokenizer(meta["tokenizer"])
+    prompt = encoding.encode_ordinary(sample_prompt) or [encoding.eot_token]
+    idx = torch.tensor([prompt] * count, device=machine.device)
+    generator = torch.Generator().manual_seed(seed)
+    for row in model.generate(idx, max_length, generator=generator).tolist():
+        print("  sample    |" + encoding.decode(row).replace("\n", "\n            |"))
+    text = torch.tensor(tokens[:min(max_length, block_size)].tolist(), device=machine.device)[None]
+    if text.numel():
+        predicted = model(text, text)[0].argmax(dim=-1)
+        print(f"  text      |{encoding.decode(text[0].tolist())!r}")
+        print(f"  predicted |{encoding.decode(predicted[0].tolist())!r}")
+
 
 if __name__ == "__main__":
     raise SystemExit(config.run(main))

@@ -1,4 +1,10 @@
-"""A script's settings: assignments at its top, which the command line changes, left to right."""
+"""Settings: the assignments at the top of a script, overridden by config files and --key=value.
+
+    python train.py config/shakespeare.py --max_iters=500 --compile
+
+Config files are Python and trusted. They run from left to right, and the command line wins over
+them: a setting given as --key=value keeps that value while a config file runs, too.
+"""
 
 import ast
 import difflib
@@ -7,87 +13,151 @@ import sys
 from pathlib import Path
 
 
-def usage(message):
-    """End the script with exit code 2: it was called in a way that can't be meant."""
-    print("error:", *message.splitlines(), file=sys.stderr)
-    raise SystemExit(2)
+def override(script, arguments, current=None, at_least_one=()):
+    """Return {name: value}: the script's defaults (or current settings) with the arguments applied.
+
+    Numbers have to be at least 0, those named at least 1. Wrong usage ends the script with exit
+    code 2 and one line.
+    """
+    described = read_settings(script)
+    if "--help" in arguments or "-h" in arguments:
+        print_help(script, described)
+        raise SystemExit(0)
+    settings = dict(current or {name: default for name, (default, _) in described.items()})
+    fixed = {}
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, value, text = parse_argument(argument)
+            fixed[name] = checked(described, name, value, text)
+        elif not argument.endswith(".py"):
+            usage(f"{argument!r} is neither --setting=value nor a config file ending in .py")
+    settings.update(fixed)
+    for argument in arguments:
+        if not argument.startswith("--"):
+            settings = run_config_file(argument, settings, described, fixed)
+    for name, value in settings.items():
+        least = 1 if name in at_least_one else 0
+        if type(value) in (int, float) and not least <= value < 2**63:
+            usage(f"{name}={value}: expected a number of at least {least}, below 2**63")
+    return settings
+
 
 def read_settings(script):
-    """Return {name: (default, comment)} of the script's source above its first function."""
-    source = Path(script).read_text(encoding="utf-8").split("\ndef ")[0]
-    lines = re.findall(r"^([a-z]\w*) = (.+?)  # (.+)$", source, re.MULTILINE)
-    return {name: (ast.literal_eval(default), comment) for name, default, comment in lines}
+    """Return {name: (default, comment)} for the assignments above the script's first function.
+
+    Constants (in capitals) are not settings.
+    """
+    source = Path(script).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    settings = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            break
+        if isinstance(node, ast.Assign) and node.targets[0].id.islower():
+            comment = lines[node.end_lineno - 1].partition("  # ")[2]
+            settings[node.targets[0].id] = (ast.literal_eval(node.value), comment)
+    return settings
+
+
+def print_help(script, described):
+    print(f"usage: python {Path(script).name} [config.py] [--setting=value] ...\n")
+    for name, (default, comment) in described.items():
+        print(f"  --{name}={default!r}".ljust(40) + " " + comment)
+
+
+def parse_argument(argument):
+    """Split --key=value into (key, value, text); the value is a Python literal if it can be."""
+    name, equals, text = argument[2:].partition("=")
+    if not equals:
+        return name, True, True
+    try:
+        return name, ast.literal_eval(text), text
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return name, text, text
+
+
+class Scope(dict):
+    """The globals of a config file, in which assignments to the fixed names have no effect."""
+
+    def __init__(self, values, fixed):
+        super().__init__(values)
+        self.fixed = fixed
+
+    def __setitem__(self, name, value):
+        if name not in self.fixed:
+            super().__setitem__(name, value)
+
+
+def run_config_file(path, settings, described, fixed):
+    """Run a config file with the settings as its globals; return the settings it leaves."""
+    scope = Scope({**settings, "__file__": path}, fixed)
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"), path)
+        exec(compile(tree, path, "exec"), scope)
+    except Exception as error:
+        usage(f"{path}: {type(error).__name__}: {error}")
+    assigned = {node.id for node in ast.walk(tree)
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    settings = dict(settings)
+    for name, value in scope.items():
+        helper = name not in assigned or name.startswith("_") or callable(value)
+        if name in described or not helper:
+            settings[name] = checked(described, name, value, value)
+    return settings
+
+
+def checked(described, name, value, text):
+    """Return the value converted to the type of the setting's default; wrong types end the script.
+
+    An int is accepted for a float, 1e3 for an int, anything for a string (text is its source).
+    """
+    if name not in described:
+        near = difflib.get_close_matches(name, described, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        usage(f"there is no setting {name!r}{hint} (--help lists all settings)")
+    default = described[name][0]
+    expected = type(default)
+    if default == "auto" and type(value) is bool:
+        expected = bool
+    if expected is str and type(value) is not str:
+        value = text  # --start=1984
+    if expected is float and type(value) is int and abs(value) < 2**63:
+        value = float(value)
+    if expected is int and type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not expected:
+        usage(f"{name}={value!r}: expected {expected.__name__}, not {type(value).__name__}")
+    return value
+
 
 def one_of(settings, **allowed):
     for name, values in allowed.items():
         if settings[name] not in values:
             usage(f"{name}={settings[name]!r}: expected one of {', '.join(map(repr, values))}")
 
-def at_least(settings, least, names):
-    for name in names.split():
-        if not least <= settings[name] < (2**63 if type(settings[name]) is int else float("inf")):
-            usage(f"{name}={settings[name]}: expected a number from {least}, below 2**63")
 
-def assign(settings, described, name, value, text):
-    """Set settings[name] to a value of the type of its default; text is what it was read from."""
-    if name not in described:
-        near = difflib.get_close_matches(name, described, n=1, cutoff=0)
-        usage(f"there is no setting {name!r}: did you mean {near[0]!r}? (--help lists them all)")
-    default = described[name][0]
-    expected = bool if default == "auto" and type(value) is bool else type(default)
-    value = text if expected is str and type(value) is not str else value  # --start=1984
-    if expected in (int, float) and type(value) in (int, float):
-        at_least({name: value}, 0, name)
-        value = expected(value) if expected is float or value % 1 == 0 and value < 2**63 else value
-    if type(value) is not expected:
-        usage(f"{name}={value!r}: expected {expected.__name__}, not {type(value).__name__}")
-    settings[name] = value
+def usage(message):
+    """End the script with exit code 2 and one line: it was called with an invalid setting."""
+    print("error:", *str(message).splitlines(), file=sys.stderr)
+    raise SystemExit(2)
 
-def override(script, arguments, current=None):
-    """Return {name: value}: the defaults, or the current settings, as the arguments change them."""
-    described = read_settings(script)
-    settings = current or {name: default for name, (default, _) in described.items()}
-    for argument in arguments:
-        if argument in ("--help", "-h"):
-            print(f"usage: python {Path(script).name} [config.py] [--setting=value] ...\n")
-            for name, (default, comment) in described.items():
-                print(f"  --{name}={default!r}".ljust(40) + " " + comment)
-            raise SystemExit(0)
-        if argument.startswith("--"):
-            name, equals, text = argument[2:].partition("=")
-            try:
-                value = ast.literal_eval(text) if equals else True
-            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-                value = text
-            assign(settings, described, name, value, text if equals else True)
-        elif argument.endswith(".py"):  # Python, and trusted
-            try:
-                tree = ast.parse(Path(argument).read_text(encoding="utf-8"), argument)
-                exec(compile(tree, argument, "exec"), scope := {**settings, "__file__": argument})
-            except Exception as error:
-                usage(f"{argument}: {type(error).__name__}: {error}")
-            assigned = {node.id for node in ast.walk(tree)
-                        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-            for name, value in scope.items():  # without imports, functions and helpers
-                if name in described or name in assigned and name[0] != "_" and not callable(value):
-                    assign(settings, described, name, value, value)
-        else:
-            usage(f"{argument!r} is neither --setting=value nor a config file ending in .py")
-    return settings
 
 def run(main, arguments=None):
-    """Call main(arguments) and return the exit code; what a user can cause ends in one line."""
+    """Call main(arguments) and return the exit code; errors a user can cause become one line."""
+    if arguments is None:
+        arguments = sys.argv[1:]
     try:
-        return main(sys.argv[1:] if arguments is None else arguments) or 0
-    except BrokenPipeError:  # the reader of our output has seen enough: python sample.py | head
+        return main(arguments) or 0
+    except BrokenPipeError:  # the reader closed the pipe: python sample.py | head
         sys.stdout = None
         return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except (OSError, ValueError, OverflowError) as error:
-        name = getattr(error, "filename", None)
-        message = f"{name}: {error.strerror}" if name else str(error)
+        message = str(error)
+        if getattr(error, "filename", None):
+            message = f"{error.filename}: {error.strerror}"
     except (RuntimeError, MemoryError) as error:
         if not re.search("out of memory|(can't|Unable to) allocate|overflow|^$", str(error)):
             raise
