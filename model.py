@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import sys
 import tempfile
 import zipfile
 from contextlib import suppress
@@ -24,7 +25,15 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from prepare import END_OF_TEXT, atomic_write, download, gpt2_tokenizer, named_errors
+from prepare import (
+    atomic_write,
+    download,
+    gpt2_tokenizer,
+    load_tokenizer,
+    named_errors,
+    read_tokenizer,
+    tokenizer_files,
+)
 
 
 @dataclass
@@ -176,9 +185,10 @@ class GPT(nn.Module):
             raise ValueError(f"{temperature=}, {top_p=}: expected at least 0, and above 0 up to 1")
         cache = CUDAGraphCache(self, len(idx)) if compile else Cache(self, len(idx))
         random_numbers = uniform_rows(len(idx), generator)
+        n_tokens = count_tokens(self.tokenizer)  # fewer than vocab_size where that is padded
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
         for _ in range(max_new_tokens):
-            logits = cache.next_logits(idx)
+            logits = cache.next_logits(idx)[:, :n_tokens]
             u = next(random_numbers).to(idx.device)
             new = choose_token(logits, u, temperature, top_k, top_p)
             if eos_token is not None:
@@ -190,7 +200,7 @@ class GPT(nn.Module):
             idx = torch.cat((idx, new), dim=1)
 
     def generate(self, idx, max_new_tokens, **options):
-        """Return idx and what follows it, (B, T) -> (B, T + max_new_tokens); options as in stream."""
+        """Return idx with its continuation: (B, T) -> (B, T + max_new_tokens); see stream."""
         new = [ids for ids, _ in self.stream(idx, max_new_tokens, **options)]
         return torch.cat([idx, *new], dim=1)
 
@@ -220,10 +230,10 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name, dropout=0.0):
-        """Return the GPT-2 of that name at Hugging Face, or in a local folder.
+        """Return the GPT-2 of that name at Hugging Face, or at a local path.
 
-        name: "gpt2", "gpt2-medium", "owner/name", "owner/name@revision" or a path. Nothing in the
-        files is executed. Raises ValueError with one line that says what is wrong.
+        name: "gpt2", "gpt2-medium", "owner/name", "owner/name@revision"; or a folder with a model
+        or a run, or a snapshot. Nothing in the files is executed. Raises ValueError with one line.
         """
         return load_pretrained(name, dropout)
 
@@ -469,7 +479,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 @torch.no_grad()
-def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processes=1):
+def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processes=1,
+            interrupted=lambda: False):
     """Return (sum of the losses in nats, number of targets) of tokens in windows.
 
     A window (begin, first, end) predicts tokens[first:end] from what precedes each of them, as far
@@ -489,6 +500,8 @@ def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processe
         if count > 0:
             nats += loss.item() * count
             n_targets += count
+        if interrupted():
+            break
     return nats, n_targets
 
 
@@ -502,6 +515,14 @@ def uniform_rows(batch_size, generator=None):
     while True:
         numbers = torch.stack([torch.rand(64, generator=row) for row in rows])
         yield from numbers.split(1, dim=1)
+
+
+def count_tokens(tokenizer):
+    """Return how many ids a tokenizer has, or None without one."""
+    if tokenizer is None:
+        return None
+    special = tokenizer.get("special", {"": len(tokenizer["tokens"])})
+    return 1 + max(len(tokenizer["tokens"]) - 1, *special.values())
 
 
 def pack(model, n_rows=1):
@@ -530,7 +551,7 @@ class CUDAGraphCache(Cache):
     """A cache that records the step for one token as a CUDA graph and replays it.
 
     Nothing in a graph may change its shape, so a step attends to a window of 128, 256, ...
-    positions (with a graph each) and masks what is not filled yet. Elsewhere the same step runs without one.
+    positions (with a graph each) and masks what is not filled yet. Without CUDA it just runs.
     """
 
     def __init__(self, model, batch_size):
@@ -628,6 +649,8 @@ def read_snapshot(path, **changes):
     """Return a snapshot's dict with its "model", whose config has the changes; or ValueError."""
     with named_errors(path):
         snapshot = torch_load(path, mmap=False)
+        if "model_args" in snapshot:
+            snapshot = from_nanogpt(snapshot)
         if snapshot.get("format_version") != 2:
             raise ValueError("not a snapshot of this version of train.py (format_version 2)")
         model = GPT(GPTConfig(**snapshot["model_config"] | changes))
@@ -637,21 +660,42 @@ def read_snapshot(path, **changes):
     return snapshot
 
 
-def snapshots_newest_first(out_dir):
-    def step(path):
-        return int(path.stem.rpartition("_")[2])
+def from_nanogpt(checkpoint):
+    """Return nanoGPT's ckpt.pt as a snapshot."""
+    print("note: nanoGPT computes GELU exactly, this model its tanh form, as GPT-2 does: the loss "
+          "differs slightly", file=sys.stderr)
+    state = {re.sub(PREFIXES, "", key): tensor for key, tensor in checkpoint["model"].items()}
+    tokenizer = gpt2_tokenizer() if checkpoint["model_args"]["vocab_size"] >= 50257 else None
+    return dict(format_version=2, model_config=checkpoint["model_args"], model_state_dict=state,
+                tokenizer=tokenizer)
 
+
+def find_snapshot(out_dir, which="auto"):
+    """Return the path of a run's snapshot: 'best', 'final', 'latest' or the first that exists."""
+    paths = {"best": Path(out_dir, "best.pt"), "final": Path(out_dir, "final_model.pt")}
+    for newest in snapshots_newest_first(out_dir)[:1]:
+        paths["latest"] = newest
+    if which != "auto":
+        return Path(paths.get(which, which))
+    for path in paths.values():
+        if path.exists():
+            return path
+    raise ValueError(f"there is no snapshot in {out_dir}: python train.py makes one")
+
+
+def snapshots_newest_first(out_dir):
     found = Path(out_dir).glob("snapshots/snapshot_step_*.pt")
-    return sorted((path for path in found if path.stem[14:].isdigit()), key=step, reverse=True)
+    steps = {path: path.stem.rpartition("_")[2] for path in found}
+    return sorted((path for path in steps if steps[path].isdigit()),
+                  key=lambda path: int(steps[path]), reverse=True)
 
 
 def torch_load(path, mmap=True):
     """Return what torch.save wrote. Nothing in it is executed."""
     is_zip = zipfile.is_zipfile(path)  # before 2020, torch.save wrote another format
-    if is_zip:
-        damaged = zipfile.ZipFile(path).testzip()  # compares the checksum of every record
-        if damaged:
-            raise ValueError(f"its record {damaged} is damaged")
+    damaged = zipfile.ZipFile(path).testzip() if is_zip else None  # compares all checksums
+    if damaged:
+        raise ValueError(f"its record {damaged} is damaged")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
 
 
@@ -661,46 +705,57 @@ def torch_load(path, mmap=True):
 GPT2 = dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilon=1e-5,
             scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
             add_cross_attention=False, tie_word_embeddings=True)
+CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's, OpenAI's
 # The files a model's weights may be in; the first that exists counts.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                "model.ckpt.index")
+                "checkpoint", "model.ckpt.index")
+PREFIXES = r"^(module\.|_orig_mod\.)+"  # of DDP's and torch.compile's wrappers
+# What is in the files, but not in the model: the causal mask of old ones, GPT2DoubleHeadsModel's.
+IGNORED = r"\.attn\.(masked_)?bias$|^multiple_choice_head\."
 
 
 def load_pretrained(name, dropout):
+    path = Path(name)
+    if path.is_dir() and not any((path / file).exists() for file in CONFIG_FILES):
+        path = find_snapshot(path)
+    if path.suffix == ".pt":
+        return read_snapshot(path, dropout=dropout)["model"]
     with named_errors(name):
-        folder = Path(name) if Path(name).is_dir() else hub_folder(name)
+        folder = path if path.is_dir() else hub_folder(name)
         model = load_weights(folder, read_config(folder, dropout))
         with suppress(OSError):  # GPT-2's own vocabulary may not be available
-            model.tokenizer = read_tokenizer(folder / "tokenizer.json", model.config.vocab_size)
+            model.tokenizer = read_tokenizer(folder, model.config.vocab_size)
     return model
 
 
 def read_config(folder, dropout):
-    path = folder / "config.json"
-    if not path.exists():
-        path = folder / "hparams.json"  # OpenAI's own
+    path = next(folder / name for name in CONFIG_FILES if (folder / name).exists())
     about = json.loads(path.read_bytes())
-    for key, expected in GPT2.items():
+    if about.get("activation_function") == "gelu_pytorch_tanh":  # another name of the same
+        about["activation_function"] = "gelu_new"
+    n_embd, n_inner = about.get("n_embd"), about.get("n_inner")
+    expected_values = {**GPT2, "n_inner": n_inner and 4 * n_embd, "quantization_config": None}
+    for key, expected in expected_values.items():
         if about.get(key, expected) != expected:
             raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {expected!r}")
-    block_size = about.get("n_positions", about.get("n_ctx"))
-    vocab_size = about.get("vocab_size", about.get("n_vocab"))
-    return GPTConfig(block_size, vocab_size, about.get("n_layer"), about.get("n_head"),
-                     about.get("n_embd"), dropout)
+    return GPTConfig(about.get("n_positions", about.get("n_ctx")),
+                     about.get("vocab_size", about.get("n_vocab")), about.get("n_layer"),
+                     about.get("n_head"), n_embd, dropout)
 
 
 def load_weights(folder, config):
     readers = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
     state = {}
     for path in weight_files(folder):
-        for key, tensor in readers[path.suffix](path).items():
-            if re.search(r"\.attn\.(masked_)?bias$", key):  # the causal mask, in old files
+        found = readers[path.suffix](path)
+        for key, tensor in found.get("model", found).items():
+            key = re.sub(PREFIXES, "", key)
+            if re.search(IGNORED, key):
                 continue
             if not key.startswith(("transformer.", "lm_head.")):
                 key = f"transformer.{key}"
-            if ".h." in key and tensor.dim() == 2:
-                tensor = tensor.t()  # GPT-2 stores (in, out), nn.Linear (out, in)
-            state[key] = tensor
+            # GPT-2 stores the matrices in its blocks as (in, out), nn.Linear as (out, in).
+            state[key] = tensor.t() if ".h." in key and tensor.dim() == 2 else tensor
     wte = state["transformer.wte.weight"]
     if not state.setdefault("lm_head.weight", wte).equal(wte):
         raise ValueError("lm_head.weight differs from wte.weight (GPT-2 ties them)")
@@ -715,7 +770,7 @@ def load_weights(folder, config):
     model.load_state_dict(state, assign=True)
     model.lm_head.weight = model.transformer.wte.weight
     # The tensors are maps of the files. Copied one by one, each map is released before the next.
-    del state, tensor, wte
+    del state, found, tensor, wte
     for parameter in model.parameters():
         parameter.data = torch.empty(parameter.shape).copy_(parameter.data)
     return model
@@ -723,15 +778,19 @@ def load_weights(folder, config):
 
 def weight_files(folder):
     """Return the paths of the files with a model's weights."""
-    for name in WEIGHT_FILES:
-        if (folder / name).exists():
-            break
-    else:
-        name = WEIGHT_FILES[0]  # which the error message will name
-    if name.endswith(".json"):  # it says which tensor is in which file
-        names = json.loads((folder / name).read_bytes())["weight_map"].values()
+    if (folder / "adapter_config.json").exists():
+        raise ValueError("it is an adapter: merge it into its model first (merge_and_unload)")
+    found = [folder / name for name in WEIGHT_FILES if (folder / name).exists()]
+    path = found[0] if found else folder / WEIGHT_FILES[0]
+    if path.suffix == ".json":  # it says which tensor is in which file
+        names = json.loads(path.read_bytes())["weight_map"].values()
         return [folder / name for name in sorted({Path(name).name for name in names})]
-    return [folder / name]
+    if path.name == "checkpoint":  # TensorFlow's: it names the newest
+        name = re.search(r'^model_checkpoint_path: "(?:.*/)?(.+)"', path.read_text("utf-8"))[1]
+        path = folder / f"{name}.index"
+        if not path.exists() and (folder / name).exists():
+            raise ValueError(f"{name} is a checkpoint of TensorFlow's V1 format: save it as V2")
+    return [path]
 
 
 def hub_folder(name):
@@ -743,46 +802,46 @@ def hub_folder(name):
     branch = cache / "refs" / (revision or "main")  # holds the commit of a branch
     revision = branch.read_text().strip() if branch.exists() else revision or "main"
     folder = cache / "snapshots" / revision
-    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co") + f"/{model}/resolve/{revision}"
-    hub_file(folder / "config.json", url)
+    token = os.environ.get("HF_TOKEN")
+
+    def get(name):
+        if (folder / name).exists():
+            return
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise OSError(f"{folder / name} is missing, and HF_HUB_OFFLINE is set")
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        download(f"{endpoint}/{model}/resolve/{revision}/{name}", folder / name,
+                 {"Authorization": f"Bearer {token}"} if token else None)
+
+    get("config.json")
     for name in ("tokenizer.json", *WEIGHT_FILES[:3]):
         if not any((folder / weights).exists() for weights in WEIGHT_FILES):
             with suppress(FileNotFoundError):  # no model has all of these
-                hub_file(folder / name, url)
+                get(name)
     for path in weight_files(folder):
-        hub_file(path, url)
+        get(path.name)
     return folder
-
-
-def hub_file(path, url):
-    if path.exists():
-        return
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise OSError(f"{path} is missing, and HF_HUB_OFFLINE is set")
-    token = os.environ.get("HF_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else None
-    download(f"{url}/{path.name}", path, headers)
 
 
 def memory_map(path, offset, dtype, shape):
     """Return a tensor that is read from the file only when it is used."""
-    n_bytes = math.prod(shape) * dtype.itemsize
-    data = np.memmap(path, np.uint8, "c", offset, (n_bytes,))
+    data = np.memmap(path, np.uint8, "c", offset, (math.prod(shape) * dtype.itemsize,))
     return torch.from_numpy(data).view(dtype).view(shape)
 
 
 def read_safetensors(path):
     """Return {name: tensor}. The tensors have to fill the file without a gap."""
-    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-              "U8": torch.uint8, "BOOL": torch.bool}
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16,
+              "BF16": torch.bfloat16, "U8": torch.uint8, "BOOL": torch.bool}
     size = os.path.getsize(path)
     with open(path, "rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
+        start = end = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(min(start, size) - 8))
     header.pop("__metadata__", None)
     weights = {}
-    end = start
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in dtypes:
+            raise ValueError(f"{name} is {entry['dtype']}, a quantized format: expected floats")
         tensor = memory_map(path, end, dtypes[entry["dtype"]], entry["shape"])
         if entry["data_offsets"] != [end - start, end - start + tensor.nbytes]:
             raise ValueError(f"{path.name}: {name} doesn't fit its entry in the header, {entry}")
@@ -794,11 +853,8 @@ def read_safetensors(path):
 
 
 def read_tensorflow(path):
-    """Return {name: tensor} of a TensorFlow checkpoint (V2); path is its index.
-
-    The index is a sorted table (LevelDB's SSTable) of variable name -> protocol buffer, which says
-    where in the data file the variable is.
-    """
+    """Return {name: tensor} of the model in a TensorFlow checkpoint (V2). path is its index: a
+    sorted table (LevelDB's) of variable name -> protocol buffer, which says where it is."""
     index = path.read_bytes()
     footer = io.BytesIO(index[-48:])
     read_varint(footer)  # offset and size of a table that is not needed
@@ -806,15 +862,19 @@ def read_tensorflow(path):
     entries = {}
     for handle in read_table(index, footer, path.name).values():
         entries |= read_table(index, io.BytesIO(handle), path.name)
-    entries.pop(b"")  # about the checkpoint as a whole
+    n_shards = read_fields(entries.pop(b"")).get(1, [1])[0]
     weights = {}
     for key, entry in entries.items():
         name = key.decode()
         fields = read_fields(entry)
+        if not re.fullmatch(r"model/(h\d+/.*/[wbg]|ln_f/[bg]|w[tp]e)", name):
+            continue  # the optimizer's
+        if 7 in fields:
+            raise ValueError(f"{name} is partitioned: save the checkpoint without partitioner")
         shape = [read_fields(size)[1][0] for size in read_fields(fields[2][0])[2]]
-        offset = fields.get(4, [0])[0]
-        tensor = memory_map(path.with_suffix(".data-00000-of-00001"), offset, torch.float32,
-                            shape[-2:])  # some are (1, n, m)
+        shard, offset = (fields.get(number, [0])[0] for number in (3, 4))
+        data = path.with_suffix(f".data-{shard:05d}-of-{n_shards:05d}")
+        tensor = memory_map(data, offset, torch.float32, shape[-2:])  # some are (1, n, m)
         is_intact = fields[1] == [1] and fields[5] == [tensor.nbytes]
         if is_intact and tensor.nbytes <= 1 << 16:  # checking larger ones would take long
             is_intact = fields[6] == [masked_crc32c(tensor.numpy().tobytes())]
@@ -828,20 +888,16 @@ def read_tensorflow(path):
 
 def read_table(index, handle, name):
     """Return {key: value} of the block whose offset and size the handle gives."""
-    offset = read_varint(handle)
-    size = read_varint(handle)
+    offset, size = read_varint(handle), read_varint(handle)
     block = index[offset:offset + size + 1]
     checksum = index[offset + size + 1:offset + size + 5]
     if masked_crc32c(block) != checksum or block[-1] != 0:
         raise ValueError(f"{name} is damaged, or compressed")
     n_restarts = int.from_bytes(block[-5:-1], "little")
-    file = io.BytesIO(block)
-    found = {}
-    key = b""
+    file, found, key = io.BytesIO(block), {}, b""
     while file.tell() < size - 4 - 4 * n_restarts:
         n_shared = read_varint(file)  # bytes that the key shares with the one before
-        n_more = read_varint(file)
-        n_value = read_varint(file)
+        n_more, n_value = read_varint(file), read_varint(file)
         key = key[:n_shared] + file.read(n_more)
         found[key] = file.read(n_value)
     return found
@@ -849,16 +905,13 @@ def read_table(index, handle, name):
 
 def read_fields(data):
     """Return {number: [values]} of a protocol buffer."""
-    file = io.BytesIO(data)
-    found = {}
+    file, found = io.BytesIO(data), {}
     while file.tell() < len(data):
         number, kind = divmod(read_varint(file), 8)
         if kind == 0:
             value = read_varint(file)
-        elif kind == 5:
-            value = file.read(4)
         else:
-            value = file.read(read_varint(file))
+            value = file.read(4 if kind == 5 else read_varint(file))
         found.setdefault(number, []).append(value)
     return found
 
@@ -866,9 +919,7 @@ def read_fields(data):
 def read_varint(file):
     """Read an integer of seven bits a byte, the lowest first; the eighth says that more follow."""
     byte, = file.read(1)
-    if byte < 128:
-        return byte
-    return byte - 128 + (read_varint(file) << 7)
+    return byte if byte < 128 else byte - 128 + (read_varint(file) << 7)
 
 
 def masked_crc32c(data):
@@ -885,38 +936,34 @@ def masked_crc32c(data):
 
 # GPT-2 for elsewhere.
 
-# In tokenizer.json, bytes that are not visible characters are written as characters from 256 on.
-HIDDEN = dict(enumerate((i for i in range(256) if i == 32 or not chr(i).isprintable()), 256))
-VISIBLE = {byte: character for character, byte in HIDDEN.items()}
-
-
 def export(model, folder, tokenizer):
     """Write config.json, model.safetensors and the tokenizer's files, all of them or none."""
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose another folder")
     config = model.config
-    last = config.vocab_size - 1
-    end_tokens = dict(bos_token_id=last, eos_token_id=last)
+    end_id = load_tokenizer(tokenizer).eot_token if tokenizer else config.vocab_size - 1
+    end_tokens = dict(bos_token_id=end_id, eos_token_id=end_id)
     files = {
         "config.json": GPT2 | end_tokens | dict(
             architectures=["GPT2LMHeadModel"], n_positions=config.block_size,
-            n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd,
-            vocab_size=config.vocab_size, attn_pdrop=0.0, embd_pdrop=config.dropout,
+            n_ctx=config.block_size, n_layer=config.n_layer, n_head=config.n_head,
+            n_embd=config.n_embd, vocab_size=config.vocab_size, attn_pdrop=0.0, embd_pdrop=config.dropout,
             resid_pdrop=config.dropout),
-        "generation_config.json": end_tokens,
+        "generation_config.json": end_tokens | dict(max_length=config.block_size),
     }
     if tokenizer:
-        files["tokenizer.json"] = tokenizer_json(tokenizer["tokens"])
+        end = load_tokenizer(tokenizer).decode([end_id])
+        files |= tokenizer_files(tokenizer)
         files["tokenizer_config.json"] = dict(
             tokenizer_class="GPT2Tokenizer", model_max_length=config.block_size,
-            bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT)
+            clean_up_tokenization_spaces=False, bos_token=end, eos_token=end, unk_token=end)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         new = Path(temporary, folder.name)
         for name, content in files.items():
             with atomic_write(new / name, "w") as file:
-                json.dump(content, file, indent=2)
+                file.write(content if isinstance(content, str) else json.dumps(content, indent=2))
         write_safetensors(new / "model.safetensors", hugging_face_weights(model))
         os.replace(new, folder)
 
@@ -925,9 +972,10 @@ def hugging_face_weights(model):
     weights = {}
     for name, parameter in model.named_parameters():
         tensor = parameter.detach().cpu().float()
-        is_in_a_block = ".h." in name
+        name = name.removeprefix("transformer.")  # as in OpenAI's own file at the hub
+        is_in_a_block = name.startswith("h.")
         weights[name] = tensor.t() if is_in_a_block and tensor.dim() == 2 else tensor
-        if not model.config.bias and (is_in_a_block or ".ln_f." in name):
+        if not model.config.bias and name.startswith(("h.", "ln_f.")):
             weights[name.replace(".weight", ".bias")] = torch.zeros(len(tensor))  # as good as none
     return weights
 
@@ -944,38 +992,3 @@ def write_safetensors(path, weights):
         file.write(len(header).to_bytes(8, "little") + header)
         for tensor in weights.values():
             file.write(tensor.contiguous().numpy())
-
-
-def tokenizer_json(tokens):
-    """Return tokenizer.json for tokens by id; any two that together are one may merge."""
-    ids = {token.translate(VISIBLE): i for i, token in enumerate(tokens)}
-    merges = []
-    for token in ids:  # the merge that makes the token with the lowest id comes first
-        for i in range(1, len(token)):
-            if token[:i] in ids and token[i:] in ids:
-                merges.append(f"{token[:i]} {token[i:]}")
-    byte_level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
-    end = dict(id=len(ids), content=END_OF_TEXT, special=True, normalized=False, lstrip=False,
-               rstrip=False, single_word=False)
-    bpe = dict(type="BPE", vocab=ids | {END_OF_TEXT: len(ids)}, merges=merges, ignore_merges=True)
-    return dict(version="1.0", added_tokens=[end], pre_tokenizer=byte_level, decoder=byte_level,
-                model=bpe)
-
-
-def read_tokenizer(path, vocab_size):
-    """Return the description of a tokenizer.json, GPT-2's without one, or None if neither fits."""
-    if not path.exists():
-        return gpt2_tokenizer() if vocab_size == 50257 else None
-    found = json.loads(path.read_bytes())
-    ids = dict(found["model"]["vocab"])
-    for added in found["added_tokens"]:
-        ids[added["content"]] = added["id"]
-    *tokens, last = [token.translate(HIDDEN) for token in sorted(ids, key=ids.get)]
-    before = found["pre_tokenizer"]
-    is_byte_level_bpe = (found["model"]["type"] == "BPE" and before["type"] == "ByteLevel"
-                         and not before["add_prefix_space"])
-    has_all_bytes = set("".join(tokens)) == {chr(byte) for byte in range(256)} <= set(tokens)
-    has_all_ids = set(ids.values()) == set(range(vocab_size))
-    if not (is_byte_level_bpe and has_all_bytes and has_all_ids and last == END_OF_TEXT):
-        raise ValueError(f"tokenizer.json is not a BPE like GPT-2's with {vocab_size} tokens")
-    return {"name": "bpe", "tokens": tokens}

@@ -35,8 +35,9 @@ from config.sources import SOURCES
 input = "input.txt"  # files, folders, globs, URLs, names in config/sources.py, or - (stdin); a,b
 text_key = "text"  # the key of the text in each line of a .jsonl file
 encoding_errors = "strict"  # invalid UTF-8: 'strict' raises an error, 'replace' inserts U+FFFD
+split_on_eot = False  # whether <|endoftext|> in a text ends a document; else it is ordinary text
 # tokenizer
-tokenizer = "bpe"  # 'bpe': trained here on the training split; 'gpt2': OpenAI's 50,257 tokens
+tokenizer = "bpe"  # 'bpe': trained here; 'gpt2': OpenAI's; a folder: that of its model, run or data
 vocab_size = 2048  # tokens of the trained BPE, <|endoftext|> included; 257 is plain bytes
 bpe_sample_mb = 10.0  # train the BPE on so many million characters of the training split
 # splits
@@ -57,9 +58,9 @@ def train_bpe(word_counts, vocab_size):
     """Learn a byte-pair encoding (Sennrich et al. 2016) from {word: count}.
 
     Words begin as bytes, the tokens 0 to 255. Then, again and again, the most frequent pair of
-    neighboring tokens becomes a new token (of equally frequent ones, the pair with smaller ids).
-    Returns the tokens by id, each as a latin-1 string of its bytes. Inside a word, token i is the
-    character chr(i), so merging a pair is str.replace: with a+b -> 256, "abab" is chr(256) * 2.
+    neighbors becomes a new token (of equally frequent ones, the pair with smaller ids). Returns
+    the tokens as latin-1 strings of their bytes. Inside a word, token i is the character chr(i),
+    so that a merge is str.replace: with a+b -> 256, "abab" becomes chr(256) * 2.
     """
     tokens = [chr(byte) for byte in range(256)]
     ids = {token: i for i, token in enumerate(tokens)}
@@ -75,7 +76,7 @@ def train_bpe(word_counts, vocab_size):
 
     for index in range(len(words)):
         add_pairs(index, +1)
-    while len(tokens) < vocab_size - 1:  # the last id is reserved for <|endoftext|>
+    while len(tokens) < vocab_size - 1:  # the last id is that of <|endoftext|>
         highest = max(pair_counts.values(), default=0)
         if highest < 2:  # a pair that occurs once is not a pattern
             break
@@ -94,20 +95,23 @@ def train_bpe(word_counts, vocab_size):
 
 
 def load_tokenizer(description):
-    """Return the tiktoken.Encoding of {"name", "tokens"}; the tokens are latin-1 strings by id."""
-    ranks = {token.encode("latin-1"): i for i, token in enumerate(description["tokens"])}
+    """Return the tiktoken.Encoding of {"name", "tokens"}; <|endoftext|> follows the tokens, unless
+    the tokenizer is another model's and has "special": {text: id}."""
+    tokens = description["tokens"]
+    ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
+    special = description.get("special", {END_OF_TEXT: len(tokens)})
     return tiktoken.Encoding(description["name"], pat_str=PATTERN, mergeable_ranks=ranks,
-                             special_tokens={END_OF_TEXT: len(description["tokens"])})
+                             special_tokens=special)
 
 
 def split_by_position(pieces, n_characters):
     """Yield (split, text, False) for the only document: its beginning is for training."""
     ends = (1 - val_fraction - test_fraction, 1 - test_fraction, 1)
-    boundaries = [int(n_characters * end) for end in ends]
     position = 0  # of the piece in the document
     for text, _ in pieces:
         start = 0
-        for split, boundary in zip(SPLITS, boundaries):
+        for split, fraction in zip(SPLITS, ends):
+            boundary = int(n_characters * fraction)
             end = max(start, min(len(text), boundary - position))
             if end > start:
                 yield split, text[start:end], False
@@ -116,14 +120,12 @@ def split_by_position(pieces, n_characters):
 
 
 def split_by_hash(pieces):
-    """Yield (split, text, is_last) for the pieces of many documents.
-
-    A hash of how a document begins assigns it to a split, so adding documents moves no others.
-    """
+    """Yield (split, text, is_last) for many documents, assigned by a hash of how each begins."""
     is_new = True
     for text, is_last in pieces:
         if is_new:
-            u = hash_to_unit_interval(text[:65536])
+            digest = hashlib.sha256(text[:65536].encode("utf-8")).hexdigest()
+            u = int(digest[:12], 16) / 16**12  # uniform in [0, 1)
             if u < test_fraction:
                 split = "test"
             elif u < val_fraction + test_fraction:
@@ -141,7 +143,7 @@ def write_splits(pieces, encoding):
     with ExitStack() as stack:
         files = {split: stack.enter_context(atomic_write(f"{out_dir}/{split}.bin.new"))
                  for split in SPLITS}
-        for split, text, ids in encode_in_threads(pieces, encoding):
+        for split, text, ids in encode_in_threads(pieces, encoding):  # text in UTF-8
             files[split].write(ids)
             n_bytes[split] += len(text)
             digest.update(text)
@@ -153,8 +155,8 @@ def write_splits(pieces, encoding):
 def main(arguments=None):
     globals().update(configure(arguments))
     paths = list(find_files(input))
-    with suppress(ValueError):
-        finish_publishing(out_dir)  # where an earlier prepare.py was interrupted
+    lock = lock_folder(out_dir)  # noqa: F841 (held until main returns)
+    finish_publishing(out_dir)  # where an earlier prepare.py was interrupted
 
     # First pass: a single document is split by position, several are assigned by hash.
     n_documents, n_characters = count(documents(paths))
@@ -165,8 +167,8 @@ def main(arguments=None):
         return split_by_hash(documents(paths))
 
     # Second pass: the tokenizer is learned from the training split alone.
-    if tokenizer == "gpt2":
-        description = gpt2_tokenizer()
+    if tokenizer != "bpe":
+        description = find_tokenizer(tokenizer)
     else:
         training_texts = (text for split, text, _ in pieces() if split == "train")
         word_counts = count_words(training_texts, n_characters)
@@ -192,29 +194,45 @@ GPT2_CACHE = "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"  # tiktoken's name for G
 
 def configure(arguments):
     settings = config.override(__file__, arguments)
-    config.one_of(settings, tokenizer=("bpe", "gpt2"), encoding_errors=("strict", "replace"))
+    config.one_of(settings, encoding_errors=("strict", "replace"))
+    name, val, test = (settings[key] for key in ("tokenizer", "val_fraction", "test_fraction"))
+    if name not in ("bpe", "gpt2") and not os.path.exists(name):
+        config.usage(f"tokenizer={name!r}: expected 'bpe', 'gpt2' or an existing folder")
     if settings["vocab_size"] < 257:
         config.usage(f"vocab_size={settings['vocab_size']}: expected at least 257")
-    val, test = settings["val_fraction"], settings["test_fraction"]
     if val + test >= 1:
-        config.usage(f"val_fraction={val} and test_fraction={test} leave nothing for training: "
-                     "lower them")
+        config.usage(f"val_fraction={val} and test_fraction={test} leave nothing to train on")
     return settings
 
 
 def count(pieces):
     """Return how many documents and characters there are, if they are enough to be split."""
-    n_documents = n_characters = 0
+    n_documents = n_characters = n_marks = 0
     for text, is_last in pieces:
         n_characters += len(text)
+        n_marks += text.count(END_OF_TEXT)
         if is_last:
             n_documents += 1
     fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
-    smallest = min(fraction for fraction in fractions if fraction > 0)
-    if n_characters * smallest < 1:
+    if n_characters * min(fraction for fraction in fractions if fraction > 0) < 1:
         raise ValueError(f"{input} has {n_characters} characters: too few for {val_fraction=}, "
                          f"{test_fraction=}")
+    if n_marks:
+        print(f"note: {n_marks:,} times {END_OF_TEXT} in the text is taken as ordinary text; with "
+              "--split_on_eot it ends a document", file=sys.stderr)
     return n_documents, n_characters
+
+
+def count_words(texts, n_characters):
+    """Return {word: count} for bpe_sample_mb of the training split of n_characters of text."""
+    fraction = min(1, bpe_sample_mb * 1e6 / n_characters / (1 - val_fraction - test_fraction))
+    # A word of a million letters would take hours to learn from: each merge rescans its words.
+    pattern = regex.compile(PATTERN.replace("++", "{1,99}"))
+    word_counts = collections.Counter()
+    for i, text in enumerate(texts):
+        if (i * fraction) % 1 < fraction:  # i * fraction passes an integer: sample evenly
+            word_counts.update(pattern.findall(text))
+    return word_counts
 
 
 def token_dtype(encoding):
@@ -223,9 +241,7 @@ def token_dtype(encoding):
 
 def encode_in_threads(pieces, encoding):
     """Yield (split, text as UTF-8, token ids as bytes) for each piece, in order.
-
-    Memory does not grow with the text: only so many pieces are read ahead.
-    """
+    Only so many pieces are read ahead, so that memory does not grow with the text."""
     dtype = token_dtype(encoding)
     end_of_text = dtype.type(encoding.eot_token).tobytes()
 
@@ -233,10 +249,13 @@ def encode_in_threads(pieces, encoding):
         encoded = []
         for split, text, is_last in batch:
             ids = encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype).tobytes()
-            if is_last:
-                ids += end_of_text
-            encoded.append((split, text.encode("utf-8"), ids))
+            encoded.append((split, text.encode("utf-8"), ids + end_of_text if is_last else ids))
         return encoded
+
+    def in_batches(items, n):
+        items = iter(items)
+        while batch := list(itertools.islice(items, n)):
+            yield batch
 
     encoding.encode("\na")  # tiktoken is slow while its first thread is busy; this one will wait
     n_threads = workers or os.cpu_count()
@@ -246,19 +265,7 @@ def encode_in_threads(pieces, encoding):
                 yield from batch
 
 
-def hash_to_unit_interval(text):
-    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    return int(digest[:12], 16) / 16**12
-
-
-def in_batches(items, n):
-    """Yield the items in lists of n, the last of which may be shorter."""
-    items = iter(items)
-    while batch := list(itertools.islice(items, n)):
-        yield batch
-
-
-# Files: written completely or not at all, fetched, checked.
+# Files: written completely or not at all, locked, downloaded, checked.
 
 @contextmanager
 def atomic_write(path, mode="wb"):
@@ -266,8 +273,7 @@ def atomic_write(path, mode="wb"):
     temporary = Path(f"{path}.tmp")
     temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
-        encoding = None if "b" in mode else "utf-8"
-        with open(temporary, mode, encoding=encoding) as file:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -277,6 +283,26 @@ def atomic_write(path, mode="wb"):
         if isinstance(error, OSError):
             error.filename = error.filename or str(path)
         raise
+
+
+def lock_folder(folder, rank=0):
+    """Return a file that holds a lock on the folder until it is closed or the process ends.
+    ValueError names the process that holds it already."""
+    if os.name == "nt" or rank > 0:
+        return None
+    import fcntl
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    file = open(Path(folder, ".lock"), "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise ValueError(f"{folder} is in use by process {file.read()}: wait for it to end, or "
+                         "choose another folder") from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
 
 
 class BrokenFile(ValueError):
@@ -291,10 +317,9 @@ def named_errors(name):
     except (BrokenFile, MemoryError):
         raise
     except Exception as error:  # every format has exceptions of its own
+        reason = " ".join(str(error).split()) or repr(error)
         if isinstance(error, KeyError):
-            reason = f"no {error}"
-        else:
-            reason = " ".join(str(error).split()) or repr(error)
+            reason = f"no {reason}"
         raise BrokenFile(f"{name}: {reason:.250}") from error
 
 
@@ -311,14 +336,11 @@ def fingerprint(path):
 
 def download(url, path, headers=None):
     """Download url to the file path, completely or not at all. Interrupted downloads resume.
-
-    The length and Hugging Face's sha256 are checked. Raises OSError (FileNotFoundError for status
-    404) with one line that contains the address.
-    """
+    Length and Hugging Face's sha256 are checked. OSError is one line with the address."""
     import requests  # here, since importing it takes as long as preparing a small text
     part = Path(f"{path}.part{os.environ.get('RANK', '')}")  # one for each process of torchrun
     part.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(len(RETRY_DELAYS) + 1):
+    for delay in (*RETRY_DELAYS, None):  # None: this attempt is the last
         try:
             expected = fetch(url, part, headers or {})
             with open(part, "rb") as file:
@@ -327,18 +349,16 @@ def download(url, path, headers=None):
             if expected not in (None, found):
                 part.unlink()
                 raise requests.ConnectionError("sha256 mismatch")
-            os.replace(part, path)
-            return
+            return os.replace(part, path)
         except requests.RequestException as error:
             status = getattr(error.response, "status_code", None)
             reason = f"status {status}" if status else f"no connection, {error!r:.150}"
             message = f"{url}: {reason}: check the address, the network and HF_TOKEN"
             is_final = status in (401, 403, 404) or isinstance(error, ValueError)  # invalid URL
-            if is_final or attempt == len(RETRY_DELAYS):
-                kind = FileNotFoundError if status == 404 else OSError
-                raise kind(message) from error
-            print(f"{message}; retrying in {RETRY_DELAYS[attempt]} s", file=sys.stderr)
-            time.sleep(RETRY_DELAYS[attempt])
+            if is_final or delay is None:
+                raise (FileNotFoundError if status == 404 else OSError)(message) from error
+            print(f"{message}; retrying in {delay} s", file=sys.stderr)
+            time.sleep(delay)
         except OSError as error:  # the disk's (those of requests are caught above)
             raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -355,35 +375,20 @@ def fetch(url, part, headers):
         if response.status_code != 206:  # the server ignores Range and sends the whole file
             size = 0
         total = size + (response.raw.length_remaining or 0)
-        content_range = response.headers.get("Content-Range", "")
-        started = time.monotonic()
-        resumed_at = size
+        promised = response.headers.get("Content-Range", "").rpartition("/")[2]  # "bytes 0-9/10"
+        started, resumed_at = time.monotonic(), size
         with open(part, "ab" if size else "wb") as file:
             for block in response.iter_content(1 << 16):
                 size += file.write(block)
                 speed = (size - resumed_at) / 1e6 / (time.monotonic() - started + 1e-9)
                 print(f"{part.stem}: {size / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s",
                       file=sys.stderr, end="\n" if size == total else "  \r")
-    promised = content_range.rpartition("/")[2]  # "bytes 0-9/10"; the total may be *
     if size < total or promised not in ("", "*", str(size)):
         raise requests.ConnectionError(f"{size:,} of {total:,} bytes came")
     # Hugging Face sends the sha256 of a large (LFS) file with the redirect to its storage.
     for each in (*response.history, response):
         if found := regex.search("[0-9a-f]{64}", each.headers.get("X-Linked-Etag", "")):
             return found[0]
-    return None
-
-
-def count_words(texts, n_characters):
-    """Return {word: count} for bpe_sample_mb of the training split of n_characters of text."""
-    fraction = min(1, bpe_sample_mb * 1e6 / n_characters / (1 - val_fraction - test_fraction))
-    # A word of a million letters would take hours to learn from: each merge rescans its words.
-    pattern = regex.compile(PATTERN.replace("++", "{1,99}"))
-    word_counts = collections.Counter()
-    for i, text in enumerate(texts):
-        if (i * fraction) % 1 < fraction:  # i * fraction passes an integer: sample evenly
-            word_counts.update(pattern.findall(text))
-    return word_counts
 
 
 # Sources: from --input to documents.
@@ -395,37 +400,24 @@ def find_files(sources):
             source = SOURCES.get(source, source)
         digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]  # URLs may end alike
         copy = f"data/downloads/{digest}-{os.path.basename(source.split('?')[0])}"
-        if source == "-":  # standard input can be read once only, and is needed three times
+        found = [source] if os.path.exists(source) else glob.glob(source, recursive=True)
+        if source.startswith("-"):  # standard input, kept because it is read three times
             with atomic_write(copy) as file:
                 while block := os.read(0, 1 << 20):
                     file.write(block)
             found = [copy]
-        elif os.path.isdir(source):
-            found = files_below(source)
+        elif os.path.isdir(source):  # without hidden files (rglob does not follow links)
+            found = [path for path in Path(source).rglob("*")
+                     if "/." not in f"/{path.relative_to(source)}"
+                     and (not path.is_dir() or os.listdir(path))]  # raises, where rglob is silent
         elif "://" in source:
             if not os.path.exists(copy):
                 download(source, copy)
             found = [copy]
-        elif os.path.exists(source):
-            found = [source]
-        else:
-            found = glob.glob(source, recursive=True)
         found = sorted(str(path) for path in found if os.path.isfile(path))
         if not found:
             raise FileNotFoundError(2, "No such file or directory, or an empty one", source)
         yield from found
-
-
-def files_below(folder):
-    """Return what is in a folder and in those below it, but for hidden files and folders."""
-    found = []
-    for path in Path(folder).rglob("*"):  # does not follow links, which may form circles
-        if "/." in f"/{path.relative_to(folder)}":
-            continue
-        if path.is_dir():
-            os.listdir(path)  # raises where rglob silently skips a folder that can't be read
-        found.append(path)
-    return found
 
 
 def documents(paths):
@@ -433,12 +425,10 @@ def documents(paths):
     for path in paths:
         with named_errors(path), open(path, "rb") as file:
             for name, stream, is_jsonl in members(path, file):
-                read = json_texts if is_jsonl else text_pieces
                 with named_errors(name):
                     try:
-                        for text, is_last in read(stream):
-                            if text:
-                                yield text, is_last
+                        pieces = json_texts(stream) if is_jsonl else text_pieces(stream)
+                        yield from split_at_marks(pieces)
                     except UnicodeDecodeError as error:
                         offset = stream.buffer.tell() - len(error.object) + error.start
                         raise ValueError(f"byte {offset} is not UTF-8 (see prepare.py's "
@@ -447,14 +437,11 @@ def documents(paths):
 
 def members(name, file, inner_name=None):
     """Yield (name, text stream, is .jsonl) for a file, or for all members of what is packed in it.
-
-    Archives may be nested, and are read as streams: nothing is unpacked onto the disk.
-    """
+    Archives may be nested, and are read as streams: nothing is unpacked onto the disk."""
     stem, ending = os.path.splitext((inner_name or name).lower())
     if ending in COMPRESSED:
-        if ending == ".tgz":
-            stem += ".tar"
-        yield from members(name, COMPRESSED[ending](file), stem)
+        inner_name = f"{stem}.tar" if ending == ".tgz" else stem
+        yield from members(name, COMPRESSED[ending](file), inner_name)
     elif ending == ".tar" or file.peek(512)[257:262] == b"ustar":  # (a .xz may hold a tar file)
         archive = tarfile.open(fileobj=file, mode="r:")
         while member := archive.next():
@@ -468,8 +455,11 @@ def members(name, file, inner_name=None):
         for member in archive.infolist():
             if not member.is_dir() and not HIDDEN_MEMBER.search(member.filename):
                 yield from members(f"{name}/{member.filename}", archive.open(member))
-    elif ending in TEXT_ENDINGS:
+    elif ending in TEXT_ENDINGS or name.endswith("-.jsonl"):
         yield name, io.TextIOWrapper(file, "utf-8", encoding_errors, "\n"), ending == ".jsonl"
+    elif ending in (".zst", ".parquet"):
+        raise BrokenFile(f"{name}: convert {ending} to text or .jsonl, for instance by "
+                         f"zstd -dc {name} | python prepare.py --input=-.jsonl (or -)")
     else:
         raise BrokenFile(f"{name}: expected a name that ends in one of{' '.join(TEXT_ENDINGS)} "
                          ".gz .bz2 .xz .tgz .tar .zip")
@@ -478,30 +468,40 @@ def members(name, file, inner_name=None):
 def json_texts(stream):
     """Yield (text, True) for each line of a .jsonl file."""
     for number, line in enumerate(stream, 1):
-        line = line.strip("\ufeff \t\r\n")
-        if not line:
+        if not (line := line.strip("\ufeff \t\r\n")):
             continue
         try:
-            text = json.loads(line)[text_key].encode("utf-8", encoding_errors).decode("utf-8")
+            yield json.loads(line)[text_key].encode("utf-8", encoding_errors).decode("utf-8"), True
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"line {number} isn't JSON with a text at {text_key=}") from error
-        yield text, True
 
 
 def text_pieces(stream):
-    """Yield (text, is_last) for the pieces of one document.
-
-    A piece ends before the last white space of a block that follows something else, since no token
-    crosses such a place: "to be or not to be" may be cut after "to", never inside " be".
-    """
+    """Yield (text, is_last) for the pieces of one document. A piece ends where no token crosses:
+    before the last white space of a block ("to be or not to be" may be cut after "to", but not
+    inside " be"), or, in a text without any, between the last letters and what follows them."""
     rest = ""
     while len(block := stream.read(1 << 17)) == 1 << 17:
         rest += block
-        searched_before = max(0, len(rest) - len(block) - 1)
-        if cut := regex.match(r"(?s).*\S(?=[ \n])", rest, pos=searched_before):
+        new = max(0, len(rest) - len(block) - 1)
+        cut = (regex.match(r"(?s).*\S(?=[ \n])", rest, pos=new)
+               or regex.match(r"(?s).*(\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>]))", rest, pos=new))
+        if cut:
             yield rest[:cut.end()], False
             rest = rest[cut.end():]
     yield rest + block, True
+
+
+def split_at_marks(pieces):
+    """Yield the pieces that are not empty; with split_on_eot, <|endoftext|> ends a document."""
+    is_open = False  # whether a piece of the present document has been yielded
+    for text, is_last in pieces:
+        parts = text.split(END_OF_TEXT) if split_on_eot else [text]
+        for i, part in enumerate(parts):
+            ends = is_last or i < len(parts) - 1
+            if part or (ends and is_open):
+                yield part, ends
+                is_open = not ends
 
 
 # meta.json: what the .bin files are. Writing it is the moment from which new data counts.
@@ -513,14 +513,12 @@ def read_meta(folder):
         return None
     with suppress(ValueError, TypeError, RecursionError):
         meta = json.loads(path.read_bytes())
-        content = {key: value for key, value in meta.items() if key != "sha256"}
-        if meta == sealed(content):
+        if meta == sealed({key: value for key, value in meta.items() if key != "sha256"}):
             return meta
     raise ValueError(f"{path} is damaged: prepare it again: python prepare.py --out_dir={folder}")
 
 
-def sealed(meta):
-    """Return meta with a sha256 of itself."""
+def sealed(meta):  # -> meta with a sha256 of itself
     return meta | {"sha256": hashlib.sha256(json.dumps(meta).encode()).hexdigest()}
 
 
@@ -540,34 +538,52 @@ def publish(description, encoding, n_bytes, digest):
 
 
 def finish_publishing(folder):
-    """Rename every X.bin.new that meta.json describes to X.bin.
-
-    If prepare.py is interrupted between writing meta.json and the last rename, whoever calls this
-    next completes it, so that a folder never holds a mix of old and new data.
-    """
-    meta = read_meta(folder)
-    for new in Path(folder).glob("*.bin.new") if meta else ():
+    """Rename every X.bin.new that meta.json describes to X.bin. Whoever comes after a prepare.py
+    that was interrupted in between does this, so no folder holds a mix of old and new data."""
+    splits = {}
+    with suppress(ValueError):
+        splits = (read_meta(folder) or {}).get("splits", {})
+    for new in Path(folder).glob("*.bin.new"):
         split = new.name.removesuffix(".bin.new")
-        if fingerprint(new) == meta["splits"].get(split, {}).get("fingerprint"):
+        if split in splits and fingerprint(new) == splits[split]["fingerprint"]:
             os.replace(new, new.with_suffix(""))
 
 
 def print_summary(encoding):
-    print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, "
-          f"{token_dtype(encoding).name})")
+    dtype = token_dtype(encoding)
+    print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {dtype.name})")
     print(f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}")
     for split, about in read_meta(out_dir)["splits"].items():
         n_tokens, n_bytes = about["tokens"], about["bytes"]
         print(f"{split:6}{n_tokens:14,}{n_bytes:16,}{n_bytes / max(1, n_tokens):14.2f}")
-    learned = [repr(encoding.decode([i])) for i in range(256, encoding.n_vocab - 1)]
+        if n_tokens == 0 and globals()[f"{split}_fraction"] > 0:
+            print(f"note: no document's hash falls into {split}: raise {split}_fraction, or join "
+                  "the documents into one file, which is split by position", file=sys.stderr)
+    learned = [repr(encoding.decode([i])) for i in range(256, encoding.eot_token)]
     print("tokens learned:", *learned[:8], "...", *learned[-8:])
     cache = os.getenv("TIKTOKEN_CACHE_DIR", os.getenv("TMPDIR", "/tmp") + "/data-gym-cache")
     if os.path.exists(f"{cache}/{GPT2_CACHE}"):  # nothing is downloaded for a comparison
-        ids = np.fromfile(f"{out_dir}/val.bin", token_dtype(encoding), 1 << 18)
-        text = encoding.decode(ids.tolist())
+        text = encoding.decode(np.fromfile(f"{out_dir}/val.bin", dtype, 1 << 18).tolist())
         gpt2_ids = load_tokenizer(gpt2_tokenizer()).encode(text, allowed_special="all")
         ratio = len(text.encode("utf-8")) / max(1, len(gpt2_ids))
         print(f"GPT-2's tokenizer, for comparison: {ratio:.2f} bytes/token (beginning of val)")
+
+
+# Tokenizers of other models and tools.
+
+# In their files, bytes that are not visible characters are written as characters from 256 on.
+HIDDEN = dict(enumerate((i for i in range(256) if i == 32 or not chr(i).isprintable()), 256))
+VISIBLE = {byte: character for character, byte in HIDDEN.items()}
+
+
+def find_tokenizer(name):
+    """Return the description of GPT-2's tokenizer, or of that of a folder (data, model, run)."""
+    if name == "gpt2":
+        return gpt2_tokenizer()
+    if meta := read_meta(name):
+        return meta["tokenizer"]
+    from model import GPT  # here, since that imports torch
+    return GPT.from_pretrained(name).tokenizer
 
 
 def gpt2_tokenizer():
@@ -575,10 +591,86 @@ def gpt2_tokenizer():
     try:
         encoding = tiktoken.get_encoding("gpt2")
     except OSError as error:
-        raise OSError(f"GPT-2's vocabulary could not be downloaded, try later: "
-                      f"{error!r:.99}") from error
+        raise OSError(f"GPT-2's vocabulary could not be downloaded: {error!r:.99}") from error
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
     return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
+
+
+def read_tokenizer(folder, vocab_size):
+    """Return the description of the tokenizer in a model's folder; without any, GPT-2's if the
+    vocab_size is. Raises ValueError where tiktoken would give other ids than that tokenizer."""
+    special = {}
+    if (folder / "tokenizer.json").exists():
+        found = json.loads((folder / "tokenizer.json").read_bytes())
+        check_tokenizer(found)
+        ids, merges = found["model"]["vocab"], found["model"]["merges"]
+        special = {added["content"]: added["id"] for added in found.get("added_tokens") or ()}
+    else:
+        names = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+        names = [pair for pair in names if (folder / pair[0]).exists()]
+        if not names:
+            return gpt2_tokenizer() if vocab_size == 50257 else None
+        ids = json.loads((folder / names[0][0]).read_bytes())
+        merges = (folder / names[0][1]).read_text(encoding="utf-8").split("\n")
+        merges = [line for line in merges if " " in line and not line.startswith("#version")]
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    merged = [ids.get(left + right, -1) for left, right in pairs]
+    made = {chr(byte).translate(VISIBLE) for byte in range(256)} | {"".join(p) for p in pairs}
+    special = {token: i for token, i in ids.items() if token not in made} | special
+    if -1 in merged or merged != sorted(merged):
+        raise ValueError("the ids of its tokenizer are not in the order of its merges")
+    if not made <= ids.keys() or not special:
+        raise ValueError("its tokenizer lacks some of the 256 bytes, or a token that ends a text")
+    highest = max(*ids.values(), *special.values())
+    if highest >= vocab_size:
+        raise ValueError(f"its tokenizer has ids up to {highest}, beyond {vocab_size=}")
+    tokens = [None] * (1 + max(ids[token] for token in made))
+    for token in made:
+        tokens[ids[token]] = token.translate(HIDDEN)
+    if special == {END_OF_TEXT: len(tokens)}:
+        return {"name": "bpe", "tokens": tokens}
+    # config.json says which token ends a text. (tiktoken wants it under this name.)
+    about = json.loads((folder / "config.json").read_bytes())
+    names = {i: token for token, i in special.items()}
+    end = names.get(about.get("eos_token_id"), END_OF_TEXT)
+    return {"name": "bpe", "tokens": tokens,
+            "special": {END_OF_TEXT: special.get(end, min(names)), **special}}
+
+
+def check_tokenizer(found):
+    """Raise ValueError if a tokenizer.json does anything that GPT-2's doesn't."""
+    before, after = found.get("pre_tokenizer") or {}, found.get("post_processor") or {}
+    for name, value, expected in (
+            ("model type", found["model"]["type"], "BPE"),
+            ("normalizer", found.get("normalizer"), None),
+            ("pre_tokenizer", before.get("type"), "ByteLevel"),
+            ("add_prefix_space", before.get("add_prefix_space"), False),
+            ("use_regex", before.get("use_regex", True), True),
+            ("post_processor", after.get("type", "ByteLevel"), "ByteLevel")):
+        if value != expected:
+            raise ValueError(f"its tokenizer.json is not like GPT-2's: {name} is {value!r:.80}, "
+                             f"expected {expected!r}")
+
+
+def tokenizer_files(description):
+    """Return {file name: content} of a tokenizer as Hugging Face's and other tools read it."""
+    tokens = description["tokens"]
+    ids = {token.translate(VISIBLE): i for i, token in enumerate(tokens) if token is not None}
+    special = description.get("special", {END_OF_TEXT: len(tokens)})
+    merges = []
+    for token in ids:  # any two tokens that together are one may merge, the lowest id first
+        for i in range(1, len(token)):
+            if token[:i] in ids and token[i:] in ids:
+                merges.append(f"{token[:i]} {token[i:]}")
+    byte_level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
+    added = [dict(id=i, content=token, special=True, normalized=False, lstrip=False, rstrip=False,
+                  single_word=False) for token, i in special.items()]
+    model = dict(type="BPE", vocab=ids | special, merges=merges, ignore_merges=True)
+    return {"tokenizer.json": dict(version="1.0", added_tokens=added, normalizer=None,
+                                   pre_tokenizer=byte_level, post_processor=None,
+                                   decoder=byte_level, model=model),
+            "vocab.json": ids | special,
+            "merges.txt": "\n".join(["#version: 0.2", *merges, ""])}
 
 
 if __name__ == "__main__":

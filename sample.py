@@ -1,27 +1,25 @@
 """Generate text with a model that train.py made, or with GPT-2. Standard output is the text alone.
 
     python sample.py --start="O gentle night"
-    python sample.py --start="To be" --max_new_tokens=20 --probs=5  # what the model hesitated between
+    python sample.py --start="To be" --max_new_tokens=20 --probs=5  # the likeliest tokens of a step
     python sample.py --init_from=gpt2 --score=poem.txt              # how well GPT-2 knows a text
 """
 
 import codecs
 import math
 import sys
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
 import config
-from model import GPT, beam_search, choose_device, measure, pack, snapshots_newest_first
+from model import GPT, beam_search, choose_device, find_snapshot, measure, pack
 from prepare import documents, load_tokenizer
 
 # model
 out_dir = "out"  # folder of the run to sample from
 snapshot = "auto"  # 'best', 'final', 'latest' or a path; 'auto': the first of these that exists
-init_from = "auto"  # 'auto' and 'resume': a snapshot; or 'gpt2', another model's name, a folder
+init_from = "auto"  # 'auto', 'resume': a snapshot of out_dir; or 'gpt2', another name, a folder
 export = ""  # write the model into this new folder in Hugging Face's format, and stop
 # text
 start = "\n"  # the prompt; FILE:path reads a file, - standard input, '' begins a new document
@@ -48,36 +46,28 @@ def load_model():
     """Return the model that init_from and snapshot name, with its tokenizer."""
     if init_from not in ("auto", "resume"):
         return GPT.from_pretrained(init_from)
-    paths = {"best": Path(out_dir, "best.pt"), "final": Path(out_dir, "final_model.pt")}
-    for newest in snapshots_newest_first(out_dir)[:1]:
-        paths["latest"] = newest
-    if snapshot != "auto":
-        return GPT.from_snapshot(paths.get(snapshot, snapshot))
-    for path in paths.values():
-        if path.exists():
-            return GPT.from_snapshot(path)
-    raise ValueError(f"there is no snapshot in {out_dir}: python train.py makes one")
+    return GPT.from_snapshot(find_snapshot(out_dir, snapshot))
 
 
-def generate(model, encoding, prompt):
+def generate(model, encoding, prompt, generator):
     """Print num_samples continuations one after the other, the first one as it is generated."""
     idx = encode_prompt(model, encoding, prompt, num_samples)
     decoders = [text_decoder(encoding) for _ in range(num_samples)]
     texts = [prompt] * num_samples
     print(prompt, end="", flush=True)
-    for new, _ in stream(model, encoding, idx):
+    for new, _ in stream(model, encoding, idx, generator):
         pieces = [decode(token) for decode, token in zip(decoders, new[:, 0].tolist())]
         texts = [text + piece for text, piece in zip(texts, pieces)]
         print(pieces[0], end="", flush=True)
     print("", *texts[1:], sep="\n---------------\n" if num_samples > 1 else "\n")
 
 
-def generate_with_probs(model, encoding, prompt):
+def generate_with_probs(model, encoding, prompt, generator):
     """Print the likeliest tokens of each step to standard error, then the text."""
     idx = encode_prompt(model, encoding, prompt, 1)
     decode = text_decoder(encoding)
     text = prompt
-    for new, logits in stream(model, encoding, idx):
+    for new, logits in stream(model, encoding, idx, generator):
         chosen = new[0].item()
         text += decode(chosen)
         probabilities = logits[0].float().softmax(dim=-1)
@@ -92,9 +82,8 @@ def generate_with_probs(model, encoding, prompt):
     print(text)
 
 
-def stream(model, encoding, idx):
+def stream(model, encoding, idx, generator):
     """Yield (new ids (B, 1), logits (B, vocab_size)) until <|endoftext|> or max_new_tokens."""
-    generator = torch.Generator().manual_seed(seed)
     return model.stream(idx, max_new_tokens, temperature, top_k, top_p, encoding.eot_token,
                         generator, compile)
 
@@ -127,7 +116,7 @@ def main(arguments=None):
     pack(model, beams or num_samples)
     if interactive:
         return converse(model, encoding)
-    respond(model, encoding, text)
+    respond(model, encoding, text, torch.Generator().manual_seed(seed))
 
 
 # ---- plumbing: skip on a first reading ----
@@ -149,7 +138,8 @@ def read_text():
 
 
 def encode_prompt(model, encoding, prompt, n_rows):  # -> ids (n_rows, T)
-    ids = encoding.encode_ordinary(prompt) or [encoding.eot_token]  # which also begins a document
+    # <|endoftext|> is the token that ends a document and begins the next one.
+    ids = encoding.encode(prompt, allowed_special="all") or [encoding.eot_token]
     if len(ids) > model.config.block_size:
         raise ValueError(f"shorten the prompt: it has {len(ids)} tokens, block_size="
                          f"{model.config.block_size}")
@@ -166,18 +156,19 @@ def text_decoder(encoding):
     return decode
 
 
-def respond(model, encoding, prompt):
+def respond(model, encoding, prompt, generator):
     if beams:
         generate_with_beams(model, encoding, prompt)
     elif probs:
-        generate_with_probs(model, encoding, prompt)
+        generate_with_probs(model, encoding, prompt, generator)
     else:
-        generate(model, encoding, prompt)
+        generate(model, encoding, prompt, generator)
 
 
 def converse(model, encoding):
     """Read prompts and print continuations until the input ends; Ctrl-C stops a text."""
     print("Type a prompt; /temperature 0.5 changes a setting; Ctrl-D quits.", file=sys.stderr)
+    generator = torch.Generator().manual_seed(seed)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         try:
@@ -188,8 +179,10 @@ def converse(model, encoding):
                 names = config.read_settings(__file__)
                 current = {name: globals()[name] for name in names}
                 change_settings(["--" + line[1:].strip().replace(" ", "=", 1)], current)
+                if seed != current["seed"]:
+                    generator.manual_seed(seed)
             else:
-                respond(model, encoding, line.rstrip("\n"))
+                respond(model, encoding, line.rstrip("\n"), generator)
         except (ValueError, KeyboardInterrupt) as error:
             print(error, file=sys.stderr)
         except SystemExit:  # config.usage has printed why
@@ -198,7 +191,7 @@ def converse(model, encoding):
 
 def print_score(model, encoding, text):
     """Print a text's loss, perplexity and bits per byte; a window advances by stride tokens."""
-    tokens = np.array(encoding.encode_ordinary(text))
+    tokens = np.array(encoding.encode(text, allowed_special="all"))
     n_targets = len(tokens) - 1  # the first token follows nothing
     if n_targets < 1:
         raise ValueError(f"{score} is too short to be scored: it needs two tokens")

@@ -10,6 +10,7 @@ import csv
 import ctypes
 import gc
 import hashlib
+import json
 import math
 import mmap
 import os
@@ -17,6 +18,7 @@ import signal
 import sys
 import time
 from collections import defaultdict, namedtuple
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,15 +29,30 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 import config
-from model import (GPT, SIZES, GPTConfig, choose_device, measure, read_snapshot,
-                   snapshots_newest_first)
-from prepare import (atomic_write, fingerprint, finish_publishing, gpt2_tokenizer, load_tokenizer,
-                     read_meta)
+from model import (
+    GPT,
+    SIZES,
+    GPTConfig,
+    choose_device,
+    find_snapshot,
+    measure,
+    read_snapshot,
+    snapshots_newest_first,
+)
+from prepare import (
+    atomic_write,
+    fingerprint,
+    finish_publishing,
+    gpt2_tokenizer,
+    load_tokenizer,
+    lock_folder,
+    read_meta,
+)
 
 # data and output
 data_dir = "data"  # folder with train.bin and val.bin
 out_dir = "out"  # folder for snapshots/, best.pt, final_model.pt, log.csv and loss.svg
-init_from = "auto"  # 'auto' resumes if it can; 'scratch', 'resume'; or weights: 'gpt2', a folder
+init_from = "auto"  # 'auto' resumes if it can; 'scratch', 'resume'; or 'gpt2', a folder, a snapshot
 overwrite = False  # with init_from='scratch' or weights: delete the run that is in out_dir
 snapshot_interval = 100  # iterations between snapshots
 keep_snapshots = 2  # how many of the newest snapshots are kept
@@ -43,8 +60,9 @@ keep_snapshots = 2  # how many of the newest snapshots are kept
 log_interval = 10  # iterations between lines of the log
 eval_interval = 100  # iterations between evaluations on the validation split
 eval_iters = 0  # batches in an evaluation, 0: the whole split
-eval_only = False  # evaluate once and stop
-sample_interval = 0  # iterations between samples, drawn at evaluations; 0: none
+eval_only = False  # evaluate out_dir's best snapshot, or the model of init_from, and stop
+eval_split = "val"  # the split that eval_only evaluates on: 'train', 'val' or 'test'
+sample_interval = 0  # iterations between samples; 0: none
 sample_prompt = "\n"  # what samples begin with
 num_return_sequences = 5  # samples of the final model
 max_length = 30  # tokens in each of them
@@ -59,8 +77,8 @@ bias = True  # biases in the linear layers and LayerNorms, as in GPT-2
 # length of the run
 batch_size = 32  # sequences of block_size tokens in one forward pass
 gradient_accumulation_steps = 1  # forward passes per iteration, over all processes
-max_iters = 600  # iterations
-max_epochs = 0.0  # passes over the training split, instead of max_iters; 0: max_iters
+max_iters = 600  # iterations; 0: no limit
+max_epochs = 0.0  # passes over the training split; 0: no limit
 target_loss = 0.0  # stop once the loss is at or below this; 0: never
 target_split = "train"  # the loss that target_loss refers to: 'train' or 'val'
 # optimizer
@@ -82,7 +100,7 @@ lr_step_iters = 1000  # ... every so many iterations
 seed = 1337  # for the weights, the order of the data and dropout
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto': the fastest available
 dtype = "auto"  # 'float32', 'bfloat16' or 'float16' for matrix products
-compile = "auto"  # torch.compile: True, False; 'auto': for CUDA only
+compile = "auto"  # torch.compile: True, False; 'auto': on CUDA, where the run is long enough
 parallel = "ddp"  # under torchrun: 'ddp' replicates the model, 'fsdp' shards it
 activation_checkpointing = False  # recompute blocks in the backward pass to save memory
 
@@ -207,13 +225,15 @@ def lr_factor(step, n_iters):
 
 @dataclass
 class Run:
-    """The state of a run. Everything down to best_val_loss is kept in a snapshot."""
+    """The state of a run. Everything down to best_measure is kept in a snapshot."""
     model: GPT
     optimizers: list
     scaler: torch.amp.GradScaler  # of float16's gradients
     step: int = 0  # iterations done
+    sequences: int = 0  # sequences read, of block_size tokens each
     loss: float = math.nan  # of the last iteration
     best_val_loss: float = math.inf
+    best_measure: list = None  # what best_val_loss was measured on
     resumed_from: Path = None
     forward: callable = None  # the model, compiled and wrapped for many processes
     n_skipped: int = 0  # iterations without an update, since float16 overflowed
@@ -230,8 +250,7 @@ def train_step(run, tokens, n_iters, machine):
         is_last = i + machine.n_processes >= gradient_accumulation_steps
         run.forward.require_backward_grad_sync = is_last
         # Forward and backward. The mean over micro-batches is the mean over all sequences.
-        first = (run.step * gradient_accumulation_steps + i) * batch_size
-        ids = get_batch(tokens, first)
+        ids = get_batch(tokens, run.sequences + i * batch_size)
         loss = loss_of(run, ids[:, :-1], ids[:, 1:], machine)
         loss = loss * (machine.n_processes / gradient_accumulation_steps)
         run.scaler.scale(loss).backward()
@@ -253,6 +272,7 @@ def train_step(run, tokens, n_iters, machine):
     run.scaler.update()
     run.model.zero_grad()
     run.step += 1
+    run.sequences += gradient_accumulation_steps * batch_size
     return total_loss
 
 
@@ -262,48 +282,45 @@ def main(arguments=None):
     globals().update(settings)
     machine = start_processes()
     meta, data = load_data(data_dir)
-    n_iters = count_iterations(len(data["train"]))
-    run = start_run(settings, meta, machine)
     if eval_only:
-        return print_loss("validation", evaluate(run, data["val"], meta["splits"]["val"], machine))
-    print_heading(run, data, n_iters, machine)
+        return evaluate_only(meta, data, machine)
+    lock = lock_folder(out_dir, machine.rank)  # noqa: F841 (held until main returns)
+    n_iters = count_iterations(len(data["train"]))
+    run = start_run(settings, meta, data, n_iters, machine)
+    signals = catch_signals()
     if run.resumed_from and is_finished(run, n_iters) and Path(out_dir, "final_model.pt").exists():
         print(f"nothing left to do: {out_dir}/final_model.pt is the result of this run")
-        return
+        return test(run, data, meta, machine, signals)
     save = partial(save_snapshot, run, settings, meta, machine)
     prepare_out_dir(run, save, machine)
-    if run.log:
-        started -= float(run.log[-1]["seconds"])  # earlier sessions count, too
-    signals = catch_signals()
     progress = Progress(run, started, n_iters)
 
     while not is_finished(run, n_iters):
         # One iteration: forward, backward, update.
         loss = train_step(run, data["train"], n_iters, machine)
-        # Read the loss only if something needs it: reading waits for the GPU.
-        stop = False
-        if must_read_loss(run, n_iters, signals, machine):
-            stop = read_loss(run, loss, n_iters, signals, machine)
+        # Read the loss where something needs it: reading waits for the GPU.
+        stop = read_loss(run, loss, n_iters, signals, machine)
         progress.show(run)
-        # Evaluate, log, sample.
+        # Evaluate and log.
         evaluates = len(data["val"]) > 1 and is_due(run, n_iters, eval_interval)
         if evaluates or is_due(run, n_iters, log_interval):
-            row = log_row(run, len(data["train"]), n_iters, started)
+            row = log_row(run, len(data["train"]), n_iters, progress.seconds())
             if evaluates:
-                val = evaluate(run, data["val"], meta["splits"]["val"], machine)
-                row.update(zip(LOG_COLUMNS[-3:], val))
-                if val.loss < run.best_val_loss:
-                    run.best_val_loss = val.loss
-                    save("best.pt")
+                val = evaluate(run, "val", data, meta, machine, signals)
+                stop = stop or val is None  # a signal interrupted the evaluation
+                row.update(val._asdict() if val else {})
+            if row.get("val_loss", math.inf) < run.best_val_loss:
+                run.best_val_loss = row["val_loss"]
+                save("best.pt")
             run.log.append(row)
             progress.print_row(run, row)
             write_log(run, machine)
-            if evaluates and sample_interval and run.step % sample_interval == 0:
-                print_samples(run.model, meta, data["val"], machine, 1)
+        # Show what the model writes by now.
+        if sample_interval and run.step % sample_interval == 0:
+            print_samples(run.model, meta, data["val"], machine, 1)
         # Save a snapshot.
         if stop or is_due(run, n_iters, snapshot_interval):
             save(f"snapshots/snapshot_step_{run.step}.pt")
-            delete_old_snapshots(machine)
         if stop and not is_finished(run, n_iters):
             print(f"stopped after iteration {run.step}: the same command resumes from here")
             return 128 + max(signals, default=signal.SIGTERM)
@@ -311,28 +328,33 @@ def main(arguments=None):
     save("final_model.pt")
     if num_return_sequences:
         print_samples(run.model, meta, data["val"], machine, num_return_sequences)
-    if len(data["test"]) > 1:
-        test(run, data["test"], meta["splits"]["test"], machine)
+    return test(run, data, meta, machine, signals)
 
 
 # ---- plumbing: skip on a first reading ----
 
-LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", "val_loss",
-               "val_perplexity", "val_bits_per_byte")
-# Settings that a run can't change when it resumes:
-FIXED = ("data", "init_from", "optimizer", "size", "n_layer", "n_head", "n_embd", "block_size", "bias")
-Loss = namedtuple("Loss", "loss perplexity bits_per_byte")  # loss in nats per token
+Loss = namedtuple("Loss", "val_loss val_perplexity val_bits_per_byte")  # loss in nats per token
+LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", *Loss._fields)
+# Settings that a run can't change when it resumes ("data" is the training split's fingerprint):
+FIXED = "data init_from optimizer size n_layer n_head n_embd block_size bias".split()
+AT_LEAST_ONE = ("batch_size", "gradient_accumulation_steps", "snapshot_interval", "keep_snapshots",
+                "log_interval", "eval_interval", "lr_step_iters", "block_size", "n_layer", "n_head",
+                "n_embd")
 
 
 def configure(arguments):
-    """Return the settings, with size looked up; invalid ones end the script with exit code 2."""
-    settings = config.override(__file__, arguments, at_least_one=(
-        "batch_size", "gradient_accumulation_steps", "snapshot_interval", "keep_snapshots",
-        "log_interval", "eval_interval", "lr_step_iters", "block_size", "n_layer", "n_head",
-        "n_embd"))
+    settings = config.override(__file__, arguments, at_least_one=AT_LEAST_ONE)
     config.one_of(settings, optimizer=("muon", "adamw"), parallel=("ddp", "fsdp"),
                   lr_schedule=("linear", "cosine", "step", "constant"), size=("", *SIZES),
-                  target_split=("train", "val"), compile=("auto", True, False))
+                  target_split=("train", "val"), eval_split=("train", "val", "test"),
+                  compile=("auto", True, False))
+    if not settings["max_iters"] and not settings["max_epochs"]:
+        config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")
+    if settings["min_lr"] > settings["learning_rate"]:
+        config.usage(f"min_lr={settings['min_lr']}: expected at most learning_rate="
+                     f"{settings['learning_rate']}")
+    if settings["overwrite"] and settings["init_from"] in ("auto", "resume"):
+        config.usage("overwrite=True: expected with --init_from=scratch (or weights) only")
     return settings
 
 
@@ -352,31 +374,27 @@ class Machine:
 
 def start_processes():
     """Choose the device and, under torchrun, join the other processes; return the Machine."""
-    keep_freed_memory()
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        # Keep freed memory: to get it back from the system takes half of a small iteration.
+        ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
+    rank, n_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     is_distributed = "RANK" in os.environ  # set by torchrun
     if is_distributed and device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # or all would use some of GPU 0
-    machine = Machine(*choose_device(device, dtype), rank=int(os.environ.get("RANK", 0)),
-                      n_processes=int(os.environ.get("WORLD_SIZE", 1)))
+    machine = Machine(*choose_device(device, dtype), rank, n_processes)
+    on_gpu = machine.device.type == "cuda"
+    if on_gpu:
+        torch.set_float32_matmul_precision("high")  # TF32, where the dtype is float32
     if is_distributed:
-        is_cuda = machine.device.type == "cuda"
-        dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
         # Left to the end of Python, this can abort; so can it while DDP, in a cycle, refers to it.
         atexit.register(dist.destroy_process_group)
         atexit.register(gc.collect)
-        if machine.rank > 0:  # only the first process prints
-            sys.stdout = open(os.devnull, "w")
-    if gradient_accumulation_steps % machine.n_processes:
-        config.usage(f"{gradient_accumulation_steps=} is not a multiple of the "
-                     f"{machine.n_processes} processes")
+        sys.stdout = open(os.devnull, "w") if rank > 0 else sys.stdout  # only the first prints
+    if gradient_accumulation_steps % n_processes:
+        config.usage(f"{gradient_accumulation_steps=} is not a multiple of {n_processes} processes")
     return machine
-
-
-def keep_freed_memory():
-    """Tell glibc not to return freed memory: getting it back takes half of a small iteration."""
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
 
 
 def sum_over_processes(*numbers):
@@ -387,21 +405,19 @@ def sum_over_processes(*numbers):
     return sums.tolist()
 
 
-def full_tensor(tensor):
-    """Return the complete tensor where FSDP gives each process a shard of it."""
+def full_tensor(tensor):  # complete, where FSDP gives each process a shard
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def shard_like(p, tensor):
-    """Return this process's shard of a complete tensor, if p is sharded."""
+def shard_like(p, tensor):  # this process's shard of a complete tensor, if p is sharded
     if not hasattr(p, "full_tensor"):
         return tensor
     return dist.tensor.distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None)
 
 
 def distributed(model, device):
-    """Move the model to the device; return it, sharded by FSDP (Zhao et al. 2023), or DDP's wrapper."""
-    if activation_checkpointing:  # Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"
+    """Return the model on the device, sharded by FSDP (Zhao et al. 2023) or in DDP's wrapper."""
+    if activation_checkpointing:  # Chen et al. 2016, "Training Deep Nets with Sublinear Memory"
         for block in model.transformer.h:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if dist.is_initialized() and parallel == "fsdp":
@@ -411,38 +427,70 @@ def distributed(model, device):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
         return model
     model.to(device)
-    if dist.is_initialized():
-        return torch.nn.parallel.DistributedDataParallel(model)
-    return model
+    return torch.nn.parallel.DistributedDataParallel(model) if dist.is_initialized() else model
 
 
-# Data, and the loss of it.
+# Data, and the loss on it.
 
 def load_data(folder):
     """Return (meta, {split: token ids}); the ids are memory maps, so only what is used is read.
-
-    A folder without meta.json, as nanoGPT writes them, is taken to hold GPT-2's tokens in uint16.
-    """
-    finish_publishing(folder)
+    Without meta.json, the tokens are GPT-2's in uint16: nanoGPT's files, or llm.c's shards."""
+    if os.environ.get("RANK", "0") == "0":
+        finish_publishing(folder)
+    sum_over_processes(0)  # the others wait
+    if Path(folder, "meta.pkl").exists():
+        raise ValueError(f"{folder} holds nanoGPT's character tokens (meta.pkl): prepare the text "
+                         "with prepare.py; --vocab_size=257 is plain bytes")
     meta = read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={}, tokenizer=None)
     data = {}
-    for split, least in (("train", block_size + 1), ("val", 2 if eval_only else 0), ("test", 0)):
+    for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
-        found = fingerprint(path) if path.exists() else None
-        expected = meta["splits"].setdefault(split, {"fingerprint": found})["fingerprint"]
-        if found != expected:
-            raise ValueError(f"{path} is missing or not what meta.json says: "
+        paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}_*.bin"))
+        found = "".join(fingerprint(path) for path in paths)
+        found = found if len(found) <= 64 else hashlib.sha256(found.encode()).hexdigest()
+        about = meta["splits"].setdefault(split, {"fingerprint": found})
+        if found != about["fingerprint"]:
+            raise ValueError(f"{path} is missing or not what meta.json says: prepare it again: "
                              f"python prepare.py --out_dir={folder}")
-        data[split] = np.empty(0, np.int64)
-        if found and path.stat().st_size:
-            data[split] = np.memmap(path, dtype=meta["dtype"], mode="r")
-            if hasattr(mmap, "MADV_RANDOM"):  # or every page would bring megabytes with it
-                data[split]._mmap.madvise(mmap.MADV_RANDOM)
+        data[split] = Tokens([path for path in paths if path.stat().st_size > 0], meta["dtype"])
+        least = block_size + 1 if split == "train" else 0
+        if split == (eval_split if eval_only else target_split):
+            least = max(least, 2)
         if len(data[split]) < least:
             raise ValueError(f"{path} is missing or has under {least} tokens ({block_size=}): "
                              f"python prepare.py --out_dir={folder}")
     meta["tokenizer"] = meta["tokenizer"] or gpt2_tokenizer()
     return meta, data
+
+
+class Tokens:
+    """Token files one after the other, as one array that is read from the disk when it is used."""
+
+    def __init__(self, paths, dtype):
+        self.parts = []
+        for path in paths:
+            header = np.fromfile(path, "<i4", 3).tolist()  # llm.c's: magic, version, tokens
+            is_llmc = header[:2] == [20240520, 1] and path.stat().st_size == 1024 + 2 * header[2]
+            part = np.memmap(path, dtype, "r", offset=1024 if is_llmc else 0)
+            if hasattr(mmap, "MADV_RANDOM"):  # or every page would bring megabytes with it
+                part._mmap.madvise(mmap.MADV_RANDOM)
+            self.parts.append(part)
+        self.ends = np.cumsum([0, *map(len, self.parts)])[1:]
+
+    def __len__(self):
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, index):  # a slice or an array of positions
+        if isinstance(index, slice):
+            index = np.arange(*index.indices(len(self)))
+        if len(self.parts) == 1:
+            return self.parts[0][index]
+        ids = np.empty(index.shape, np.int64)
+        which = np.searchsorted(self.ends, index, side="right")
+        for i in np.unique(which):
+            begin = self.ends[i] - len(self.parts[i])
+            ids[which == i] = self.parts[i][index[which == i] - begin]
+        return ids
 
 
 def loss_of(run, inputs, targets, machine):
@@ -459,105 +507,137 @@ def loss_of(run, inputs, targets, machine):
         return run.forward(inputs, targets, return_logits=False)[1]
 
 
-def evaluate(run, tokens, about, machine):
-    """Return the Loss on a split, or on eval_iters batches that are spread over it."""
+def evaluate(run, split, data, meta, machine, signals=()):
+    """Return the Loss on a split, or on eval_iters batches spread over it; None after a signal."""
+    tokens = data[split]
     begins = np.arange(0, len(tokens) - 1, block_size)
     if eval_iters:
         n = min(len(begins), eval_iters * batch_size)
         begins = begins[np.arange(n) * len(begins) // n]
     ends = np.minimum(begins + block_size + 1, len(tokens))
     windows = np.stack((begins, begins + 1, ends), axis=1)
+
+    def interrupted():
+        return sum_over_processes(len(signals))[0] > 0
+
     nats, n_targets = measure(partial(loss_of, run, machine=machine), tokens, windows, batch_size,
-                              block_size, machine.rank, machine.n_processes)
+                              block_size, machine.rank, machine.n_processes, interrupted)
+    if interrupted():
+        return None
     nats, n_targets = sum_over_processes(nats, n_targets)
     loss = nats / n_targets
-    bytes_per_token = about.get("bytes", math.nan) / len(tokens)
+    bytes_per_token = meta["splits"][split].get("bytes", math.nan) / len(tokens)
     return Loss(loss, math.exp(min(loss, 700)), loss / math.log(2) / bytes_per_token)
 
 
-def test(run, tokens, about, machine):
-    """Print the loss of the best snapshot, or of the final one, on the test split."""
-    best = Path(out_dir, "best.pt" if run.best_val_loss < math.inf else "final_model.pt")
+def evaluate_weights(run, path, *arguments):
+    """Return the Loss with a snapshot's weights, which replace the run's for a moment."""
     state_dict, full = checkpoint_tools()
-    weights = read_snapshot(best)["model_state_dict"]
+    own = state_dict.get_model_state_dict(run.model, options=full)
+    own = {name: tensor.clone() for name, tensor in own.items()}
+    weights = read_snapshot(path)["model_state_dict"]
     state_dict.set_model_state_dict(run.model, weights, options=full)
-    print_loss(f"test with {best}", evaluate(run, tokens, about, machine))
+    loss = evaluate(run, *arguments)
+    state_dict.set_model_state_dict(run.model, own, options=full)
+    return loss
 
 
-def print_loss(name, loss):
-    print(f"{name}: loss {loss.loss:.4f}, perplexity {loss.perplexity:.2f}, "
-          f"{loss.bits_per_byte:.4f} bits per byte")
+def evaluate_only(meta, data, machine):
+    """Print the loss of the model that init_from names, or of out_dir's best snapshot."""
+    name = find_snapshot(out_dir) if init_from in ("auto", "resume") else init_from
+    run = Run(load_weights_for(name, meta), [], None)
+    run.forward = distributed(run.model.eval(), machine.device)
+    loss = evaluate(run, eval_split, data, meta, machine)
+    print(REPORT.format(f"{eval_split} with {name}", *loss))
 
 
-# Beginning and ending: what is in out_dir, what is due.
+def test(run, data, meta, machine, signals):
+    """Evaluate the best snapshot, or the final one, on the test split, once; write test.json."""
+    path = Path(out_dir, "test.json")
+    if len(data["test"]) < 2 or path.exists():
+        return None
+    best = Path(out_dir, "best.pt" if run.best_val_loss < math.inf else "final_model.pt")
+    loss = evaluate_weights(run, best, "test", data, meta, machine, signals)
+    if loss is None:
+        print("stopped before the end of the test: the same command runs it again")
+        return 128 + max(signals, default=signal.SIGTERM)
+    print(REPORT.format(f"test with {best}", *loss))
+    if machine.rank == 0:
+        with atomic_write(path, "w") as file:
+            json.dump(dict(zip(("snapshot", "loss", "perplexity", "bits_per_byte"),
+                               (best.name, *loss))), file)
 
-def model_config(vocab_size):
-    shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd) | SIZES.get(size, {})
-    shape["block_size"] = block_size
+
+REPORT = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte"
+
+
+# Beginning: what out_dir holds decides.
+
+def start_run(settings, meta, data, n_iters, machine):
+    """Return the Run: out_dir's newest snapshot resumed, or one from other or new weights."""
     try:
-        return GPTConfig(vocab_size=vocab_size, dropout=dropout, bias=bias, **shape)
+        shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd) | SIZES.get(size, {})
+        shape |= dict(block_size=block_size, vocab_size=meta["vocab_size"], bias=bias)
+        new_config = GPTConfig(dropout=dropout, **shape)
     except ValueError as error:
         config.usage(error)
-
-
-def start_run(settings, meta, machine):
-    """Return the Run: resumed from out_dir's newest snapshot, or begun with other or new weights."""
-    new_config = model_config(meta["vocab_size"])
     is_pretrained = init_from not in ("auto", "scratch", "resume")
-    start_over = init_from not in ("auto", "resume") and (overwrite or eval_only)
     path = snapshot = None
-    if init_from != "scratch" and not start_over:
+    if init_from != "scratch" and not overwrite:
         path, snapshot = newest_valid_snapshot()
-    instead = (": choose another --out_dir, or start over with --overwrite --init_from=scratch (or "
-               "weights)")
-    if snapshot is None and not start_over:
+    instead = "choose another --out_dir, or start over: --init_from=scratch --overwrite"
+    if snapshot is None and not overwrite:
         n_old = len(files_of_run())
         if n_old or init_from == "resume":
-            raise ValueError(f"{init_from=}, but {out_dir} has {n_old} files of a run{instead}")
+            raise ValueError(f"{init_from=}, but {out_dir} has {n_old} files of a run: {instead}")
     if snapshot:
-        settings["init_from"] = init_from if is_pretrained else snapshot["settings"].get("init_from")
         ours = {**settings, "data": meta["splits"]["train"]["fingerprint"]}
         theirs = {**snapshot["settings"], "data": snapshot["data"]}
+        if not is_pretrained:
+            ours["init_from"] = settings["init_from"] = theirs.get("init_from")
         for name in FIXED:
             if ours[name] != theirs.get(name):
-                raise ValueError(f"{path} has {name}={theirs.get(name)}, not {ours[name]}{instead}")
+                raise ValueError(f"{path} has {name}={theirs.get(name)}, not {ours[name]}: "
+                                 f"{instead}")
         model = snapshot["model"]
     elif is_pretrained:
-        model = GPT.from_pretrained(init_from, dropout)
-        model.crop_block_size(block_size)
-        if model.config.vocab_size != meta["vocab_size"]:
-            raise ValueError(f"{data_dir} has other tokens than {init_from}: prepare.py "
-                             "--tokenizer=gpt2")
+        model = load_weights_for(init_from, meta)
     else:
         torch.manual_seed(seed)
         model = GPT(new_config)
-    forward = distributed(model.eval(), machine.device)
-    if compile is True or (compile == "auto" and machine.device.type == "cuda"):
-        forward = torch.compile(forward)
-    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
-    run = Run(model, make_optimizers(model), scaler, forward=forward)
+    run = Run(model, [], torch.amp.GradScaler(machine.device.type,
+                                              enabled=machine.dtype == torch.float16))
+    run.forward = distributed(model.eval(), machine.device)
+    run.optimizers = make_optimizers(model)
+    tokens = batch_size * gradient_accumulation_steps * block_size  # of an iteration
+    # Compiling takes half a minute, which pays from about 1e16 floating-point operations on.
+    is_long = model.flops_per_token() * n_iters * tokens > 1e16
+    if compile is True or (compile == "auto" and machine.device.type == "cuda" and is_long):
+        run.forward = torch.compile(run.forward)
+    measured_on = [eval_iters, batch_size, block_size, meta["splits"]["val"]["fingerprint"]]
     if snapshot:
         resume(run, snapshot, path)
+        best = Path(out_dir, "best.pt")
+        if run.best_measure != measured_on and best.exists() and len(data["val"]) > 1:
+            run.best_val_loss = evaluate_weights(run, best, "val", data, meta, machine).val_loss
+    run.best_measure = measured_on
     if sum_over_processes(run.step) != [run.step * machine.n_processes]:
         raise ValueError(f"out_dir={out_dir} has to be a folder that all processes share")
+    print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {n_iters} "
+          f"iterations of {tokens:,}, {machine.device.type}, {str(machine.dtype)[6:]}, {optimizer}")
     return run
 
 
-def resume(run, snapshot, path):
-    run.step = snapshot["step"]
-    run.loss = snapshot["loss"]
-    run.best_val_loss = snapshot["best_val_loss"]
-    state_dict, full = checkpoint_tools()
-    for opt, state in zip(run.optimizers, snapshot["optimizer_state_dict"]):
-        state_dict.set_optimizer_state_dict(run.model, opt, state, options=full)
-    if snapshot["scaler_state_dict"]:
-        run.scaler.load_state_dict(snapshot["scaler_state_dict"])
-    run.resumed_from = path
-    log = Path(out_dir, "log.csv")
-    if log.exists():
-        with open(log, newline="", encoding="utf-8") as file:
-            run.log = [row for row in csv.DictReader(file) if int(row["step"]) <= run.step]
-    print(f"resuming from {path}")
+def load_weights_for(name, meta):
+    """Return the model of that name, with block_size positions, if the data is in its tokens."""
+    model = GPT.from_pretrained(name, dropout)
+    model.crop_block_size(block_size)
+    theirs = model.tokenizer or meta["tokenizer"]
+    is_same = theirs["tokens"] == meta["tokenizer"]["tokens"]
+    if not is_same or model.config.vocab_size < meta["vocab_size"]:
+        raise ValueError(f"{data_dir} is not in the tokens of {name}: prepare the text with "
+                         f"python prepare.py --tokenizer={name}")
+    return model
 
 
 def newest_valid_snapshot():
@@ -569,8 +649,29 @@ def newest_valid_snapshot():
     return None, None
 
 
+def resume(run, snapshot, path):
+    for name in ("step", "loss", "best_val_loss"):
+        setattr(run, name, snapshot[name])
+    old = snapshot["settings"]
+    run.sequences = snapshot.get(
+        "sequences", run.step * old["batch_size"] * old["gradient_accumulation_steps"])
+    run.best_measure = snapshot.get("best_measure")
+    state_dict, full = checkpoint_tools()
+    for opt, state in zip(run.optimizers, snapshot["optimizer_state_dict"]):
+        options = [{**group, "params": None} for group in opt.param_groups]
+        state_dict.set_optimizer_state_dict(run.model, opt, state, options=full)
+        for group, given in zip(opt.param_groups, options):  # this command's, not the snapshot's
+            group.update({key: value for key, value in given.items() if key != "params"})
+    if snapshot["scaler_state_dict"]:
+        run.scaler.load_state_dict(snapshot["scaler_state_dict"])
+    run.resumed_from = path
+    with suppress(FileNotFoundError), open(Path(out_dir, "log.csv"), encoding="utf-8") as file:
+        run.log = [row for row in csv.DictReader(file) if int(row["step"]) <= run.step]
+    print(f"resuming from {path}")
+
+
 def files_of_run():
-    names = ("best.pt", "final_model.pt", "log.csv", "loss.svg")
+    names = ("best.pt", "final_model.pt", "log.csv", "loss.svg", "test.json")
     paths = [Path(out_dir, name) for name in names]
     return [path for path in paths if path.exists()] + snapshots_newest_first(out_dir)
 
@@ -579,33 +680,34 @@ def prepare_out_dir(run, save, machine):
     """Remove what would be in the way of the run. A new one saves its first snapshot at once."""
     if machine.rank == 0:
         old = [] if run.resumed_from else files_of_run()
-        for path in [*Path(out_dir).glob("snapshots/*.tmp"), *old]:
-            path.unlink()
-        if run.resumed_from:  # damaged snapshots must not displace valid ones
-            for path in snapshots_newest_first(out_dir):
-                if path == run.resumed_from:
-                    break
-                path.rename(f"{path}.broken")
+        for path in [*Path(out_dir).glob("snapshots/*.tmp"), *old, Path(out_dir, "test.json")]:
+            path.unlink(missing_ok=True)
+        for path in snapshots_newest_first(out_dir):
+            if path == run.resumed_from:
+                break
+            path.rename(f"{path}.broken")  # damaged ones must not displace valid ones
     if not run.resumed_from:
         save("snapshots/snapshot_step_0.pt")  # before log.csv, which alone would not be a run
     write_log(run, machine)
 
 
 def count_iterations(n_tokens):
-    if not max_epochs:
-        return max_iters
-    tokens_per_epoch = n_tokens // block_size * block_size
-    tokens_per_iteration = batch_size * gradient_accumulation_steps * block_size
-    return math.ceil(max_epochs * tokens_per_epoch / tokens_per_iteration)
+    """Return how long the run is: max_iters or max_epochs, whichever comes first."""
+    sequences_per_epoch = n_tokens // block_size
+    sequences_per_iteration = batch_size * gradient_accumulation_steps
+    limits = [max_iters, math.ceil(max_epochs * sequences_per_epoch / sequences_per_iteration)]
+    return min(limit for limit in limits if limit > 0)
 
+
+# In between: what is due, and signals.
 
 def is_finished(run, n_iters):
     loss = run.best_val_loss if target_split == "val" else run.loss
     return run.step >= n_iters or loss <= target_loss
 
 
-def is_due(run, n_iters, interval):
-    return is_finished(run, n_iters) or run.step % interval == 0
+def is_due(run, n_iters, *intervals):
+    return is_finished(run, n_iters) or any(run.step % interval == 0 for interval in intervals)
 
 
 def catch_signals():
@@ -614,31 +716,29 @@ def catch_signals():
 
     def note(number, frame):
         signals.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if os.environ.get("RANK", "0") == "0":  # (print must not be called from here)
+            os.write(2, b"\nstopping: a snapshot is written first; Ctrl-C again ends at once\n")
 
     signal.signal(signal.SIGINT, note)
     signal.signal(signal.SIGTERM, note)
     return signals
 
 
-def must_read_loss(run, n_iters, signals, machine):
-    if machine.device.type != "cuda" or target_loss > 0 or (signals and machine.n_processes == 1):
-        return True
-    return any(is_due(run, n_iters, interval)
-               for interval in (log_interval, eval_interval, snapshot_interval))
-
-
 def read_loss(run, loss, n_iters, signals, machine):
-    """Set run.loss and return whether to stop. Raises ValueError where something isn't finite."""
+    """Set run.loss from the tensor, if something needs it now; return whether to stop."""
+    saves = is_due(run, n_iters, eval_interval, snapshot_interval)
+    if not (machine.device.type != "cuda" or target_loss > 0 or saves
+            or (signals and machine.n_processes == 1) or is_due(run, n_iters, log_interval)):
+        return False
     total, n_signals = sum_over_processes(loss.item(), len(signals))
     run.loss = total / machine.n_processes
-    is_sound = math.isfinite(run.loss)
-    if run.n_skipped and not run.scaler.is_enabled():
-        is_sound = False
-    if n_signals or is_due(run, n_iters, eval_interval) or is_due(run, n_iters, snapshot_interval):
-        norm = torch.nn.utils.get_total_norm(run.model.parameters())  # the weights will be saved
-        is_sound = is_sound and math.isfinite(full_tensor(norm).item())
-    if not is_sound:
+    numbers = [run.loss]
+    if saves or n_signals:
+        norm = torch.nn.utils.get_total_norm(run.model.parameters())
+        numbers.append(full_tensor(norm).item())
+    is_sound = all(math.isfinite(number) for number in numbers)
+    if not is_sound or (run.n_skipped and not run.scaler.is_enabled()):
         raise ValueError(f"iteration {run.step}: inf or nan: lower learning_rate (and Muon's)")
     return n_signals > 0
 
@@ -647,7 +747,9 @@ def read_loss(run, loss, n_iters, signals, machine):
 
 def checkpoint_tools():
     """Return (torch's module for state dicts of sharded models, options for complete tensors)."""
-    from torch.distributed.checkpoint import state_dict  # here: importing it takes a second
+    from torch.distributed.checkpoint import (
+        state_dict,  # here: importing it takes a second
+    )
     return state_dict, state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -663,58 +765,47 @@ def save_snapshot(run, settings, meta, machine, name):
         snapshot = dict(
             format_version=2, settings=settings, model_config=vars(run.model.config),
             tokenizer=meta["tokenizer"], data=meta["splits"]["train"]["fingerprint"],
-            step=run.step, loss=run.loss, best_val_loss=run.best_val_loss,
+            step=run.step, sequences=run.sequences, loss=run.loss,
+            best_val_loss=run.best_val_loss, best_measure=run.best_measure,
             model_state_dict=weights, optimizer_state_dict=optimizer_states,
             scaler_state_dict=run.scaler.state_dict())
         with atomic_write(Path(out_dir, name)) as file:
             try:
                 torch.save(snapshot, file)
             except RuntimeError as error:  # torch.save hides the OSError of a full disk
-                raise error.__context__ or error
+                raise (error.__context__ or error) from None
+        for path in snapshots_newest_first(out_dir)[keep_snapshots:]:
+            path.unlink()
     sum_over_processes(0)  # the others wait until it is written
 
 
-def delete_old_snapshots(machine):
-    if machine.rank == 0:
-        for path in snapshots_newest_first(out_dir)[keep_snapshots:]:
-            path.unlink()
-
-
 # What a run prints and draws.
-
-def print_heading(run, data, n_iters, machine):
-    tokens = batch_size * gradient_accumulation_steps * block_size
-    print(f"{run.model.num_params():,} parameters, {len(data['train']):,} training tokens, "
-          f"{n_iters} iterations of {tokens:,}, {machine.device.type}, {str(machine.dtype)[6:]}, "
-          f"{optimizer}")
-
 
 class Progress:
     """The lines of a run; on a terminal, one that is updated in between."""
 
     def __init__(self, run, started, n_iters):
-        self.started = started
+        earlier = float(run.log[-1]["seconds"]) if run.log else 0.0  # sessions before this one
+        self.started = started - earlier
         self.n_iters = n_iters
         self.clear = "\r\033[K" if sys.stdout.isatty() else ""
-        self.shown_at = time.time()
-        self.shown_step = run.step
+        self.shown_at, self.shown_sequences = time.time(), run.sequences
+
+    def seconds(self):
+        return time.time() - self.started
 
     def line(self, run):
-        seconds = time.time() - self.started
-        return f"{self.clear}iteration {run.step}/{self.n_iters}: {seconds:.2f} s, loss {run.loss:.4f}"
+        return (f"{self.clear}iteration {run.step}/{self.n_iters}: {self.seconds():.2f} s, "
+                f"loss {run.loss:.4f}")
 
     def show(self, run):
         elapsed = time.time() - self.shown_at
-        if not self.clear or elapsed < 0.2:
-            return
-        tokens = batch_size * gradient_accumulation_steps * block_size
-        speed = (run.step - self.shown_step) * tokens / elapsed
-        left = (self.n_iters - run.step) * tokens / speed
-        print(f"{self.line(run)}, {speed:,.0f} tokens/s, "
-              f"{speed * run.model.flops_per_token() / 1e9:,.0f} GFLOP/s, {left:.0f} s left",
-              end="", flush=True)
-        self.shown_at = time.time()
-        self.shown_step = run.step
+        if self.clear and elapsed > 0.2:
+            speed = (run.sequences - self.shown_sequences) * block_size / elapsed
+            left = (self.n_iters - run.step) * self.seconds() / run.step
+            print(f"{self.line(run)}, {speed:,.0f} tokens/s, {left:.0f} s left, "
+                  f"{speed * run.model.flops_per_token() / 1e9:,.0f} GFLOP/s", end="", flush=True)
+            self.shown_at, self.shown_sequences = time.time(), run.sequences
 
     def print_row(self, run, row):
         line = self.line(run)
@@ -726,11 +817,10 @@ class Progress:
         print(line, flush=True)
 
 
-def log_row(run, n_tokens, n_iters, started):
-    tokens = run.step * batch_size * gradient_accumulation_steps * block_size
-    return dict(step=run.step, epoch=tokens / (n_tokens // block_size * block_size), tokens=tokens,
-                seconds=time.time() - started, lr=learning_rate * lr_factor(run.step - 1, n_iters),
-                train_loss=run.loss)
+def log_row(run, n_tokens, n_iters, seconds):
+    return dict(step=run.step, epoch=run.sequences / (n_tokens // block_size),
+                tokens=run.sequences * block_size, seconds=seconds,
+                lr=learning_rate * lr_factor(run.step - 1, n_iters), train_loss=run.loss)
 
 
 def write_log(run, machine):
@@ -749,9 +839,8 @@ def write_log(run, machine):
 
 def draw_losses(rows, title):
     """Return a picture of the training and validation losses, in SVG."""
-    curves = {}
-    for name in ("train_loss", "val_loss"):
-        curves[name] = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+    curves = {name: [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+              for name in ("train_loss", "val_loss")}
     losses = [loss for curve in curves.values() for _, loss in curve] or [0.0]
     last_step = int(rows[-1]["step"]) if rows else 1
     low, high = min(losses), max(losses) + 0.01
@@ -762,36 +851,35 @@ def draw_losses(rows, title):
     def y(loss):
         return 430 - 380 * (loss - low) / (high - low)
 
+    def text(x, y, content, anchor="middle", color="black"):
+        return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" fill="{color}">{content}</text>'
+
     svg = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 480" font-family="sans-serif" '
-           'font-size="14"><rect width="800" height="480" fill="white"/>',
-           f'<text x="400" y="24" text-anchor="middle" font-size="16">{title}</text>',
-           '<text x="400" y="472" text-anchor="middle">iteration</text>',
-           '<text x="10" y="40">loss (nats per token)</text>']
+           'font-size="14"><rect width="800" height="480" fill="white"/>', text(400, 24, title),
+           text(400, 472, "iteration"), text(10, 40, "loss (nats per token)", "start")]
     for step in round_ticks(0, last_step):
-        svg.append(f'<path d="M{x(step):g} 50V430" stroke="#ddd"/>'
-                   f'<text x="{x(step):g}" y="450" text-anchor="middle">{step:g}</text>')
+        svg += [f'<path d="M{x(step):g} 50V430" stroke="#ddd"/>', text(x(step), 450, f"{step:g}")]
     for loss in round_ticks(low, high):
-        svg.append(f'<path d="M60 {y(loss):g}H760" stroke="#ddd"/>'
-                   f'<text x="52" y="{y(loss) + 5:g}" text-anchor="end">{loss:g}</text>')
-    for i, (name, color) in enumerate((("train_loss", "steelblue"), ("val_loss", "crimson"))):
+        svg += [f'<path d="M60 {y(loss):g}H760" stroke="#ddd"/>',
+                text(52, y(loss) + 5, f"{loss:g}", "end")]
+    for name, color, height in (("train_loss", "steelblue", 70), ("val_loss", "crimson", 90)):
         points = " ".join(f"{x(step):g},{y(loss):g}" for step, loss in curves[name])
-        svg.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.5"/>'
-                   f'<text x="750" y="{70 + 20 * i}" text-anchor="end" fill="{color}">'
-                   f'{name.replace("_", " ")}</text>')
+        svg += [f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.5"/>',
+                text(750, height, name.replace("_", " "), "end", color)]
     if curves["val_loss"]:
-        step, best = min(curves["val_loss"], key=lambda point: point[1])
-        bits = next(row["val_bits_per_byte"] for row in rows if int(row["step"]) == step)
-        svg.append(f'<circle cx="{x(step):g}" cy="{y(best):g}" r="4" fill="crimson"/>'
-                   f'<text x="750" y="110" text-anchor="end">best: {best:.3f} at iteration {step}, '
-                   f'perplexity {math.exp(min(best, 700)):.1f}, {float(bits):.3f} bits per byte</text>')
+        evaluated = [row for row in rows if row.get("val_loss")]
+        best = min(evaluated, key=lambda row: float(row["val_loss"]))
+        step, loss, bits = (float(best[name]) for name in ("step", "val_loss", "val_bits_per_byte"))
+        svg += [f'<circle cx="{x(step):g}" cy="{y(loss):g}" r="4" fill="crimson"/>',
+                text(750, 110, f"best: {loss:.3f} at iteration {step:g}, perplexity "
+                     f"{math.exp(min(loss, 700)):.1f}, {bits:.3f} bits per byte", "end")]
     return "\n".join([*svg, "</svg>\n"])
 
 
 def round_ticks(low, high):
     """Return about six round numbers from low to high."""
-    rough = (high - low) / 6
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    power = 10.0 ** math.floor(math.log10((high - low) / 6))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= (high - low) / 6)
     first, last = math.ceil(low / step), math.floor(high / step)
     return [round(i * step, 10) for i in range(first, last + 1)]
 
@@ -800,7 +888,7 @@ def round_ticks(low, high):
 def print_samples(model, meta, tokens, machine, count):
     """Print continuations of sample_prompt, and what the model expects along a validation text."""
     encoding = load_tokenizer(meta["tokenizer"])
-    prompt = encoding.encode_ordinary(sample_prompt) or [encoding.eot_token]
+    prompt = encoding.encode(sample_prompt, allowed_special="all") or [encoding.eot_token]
     idx = torch.tensor([prompt] * count, device=machine.device)
     generator = torch.Generator().manual_seed(seed)
     for row in model.generate(idx, max_length, generator=generator).tolist():

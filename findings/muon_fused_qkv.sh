@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# The guess: Muon's updates don't depend on the size of the gradient, so it makes no difference
+# whether queries, keys and values are three matrices or, as in GPT-2, one of 3C x C: each of the
+# three is updated by as much.
+#
+# torch 2.13.0: torch.optim.Muon orthogonalises the fused matrix as one, which fixes the size of the
+# whole update but not how it is shared out. With gradients of queries and keys that are 100 times
+# smaller than those of the values, the values' update is over 10 times as large as the
+# others. With three matrices, all updates are of a size.
+#
+# Seen (root mean square of the first update at lr = 1):
+#   fused: queries M_A, keys M_B, values M_C
+#   three matrices: queries M_D, keys M_E, values M_F
+
+set -euo pipefail
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv"
+"$folder/venv/bin/pip" install --quiet 'torch==2.13.0' 'numpy==2.4.6'
+
+"$folder/venv/bin/python" - <<'END'
+import torch
+
+torch.manual_seed(0)
+C = 128
+
+
+def update(gradients):
+    """Return the parameters' first updates."""
+    parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    optimizer = torch.optim.Muon(parameters, lr=1.0, weight_decay=0)
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.grad = gradient.clone()
+    optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+def sizes(name, updates):
+    q, k, v = (update.square().mean().sqrt().item() for update in updates)
+    print(f"{name}: queries {q:.3f}, keys {k:.3f}, values {v:.3f}")
+    return q, k, v
+
+
+gradients = [torch.randn(C, C) / 100, torch.randn(C, C) / 100, torch.randn(C, C)]
+fused, = update([torch.cat(gradients)])
+q, k, v = sizes("fused", fused.split(C))
+assert v > 5 * max(q, k)
+q, k, v = sizes("three matrices", update(gradients))
+assert max(q, k, v) < 1.2 * min(q, k, v)
+END
