@@ -14,10 +14,10 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -183,7 +183,7 @@ class GPT(nn.Module):
         """
         if temperature < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_p=}: expected at least 0, and above 0 up to 1")
-        cache = CUDAGraphCache(self, len(idx)) if compile else Cache(self, len(idx))
+        cache = new_cache(self, len(idx), compile)
         random_numbers = uniform_rows(len(idx), generator)
         n_tokens = count_tokens(self.tokenizer)  # fewer than vocab_size where that is padded
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
@@ -256,7 +256,7 @@ class Cache:
 
     def __init__(self, model, batch_size):
         self.model = model
-        config, weight = model.config, model.lm_head.weight
+        config, weight = model.config, model.transformer.wte.weight
         head_dim = config.n_embd // config.n_head
         # (layer, key or value, B, n_head, position, head_dim)
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
@@ -453,12 +453,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, needs_backward):  # (N, C), (V, C), (N,) -> ()
         matrix = rounded(weight, x.dtype)
-        total = weight.new_zeros(())
+        total = weight.new_zeros((), dtype=torch.promote_types(weight.dtype, torch.float32))
         grad_x = torch.empty_like(x)
         grad_weight = torch.zeros_like(weight)
         n = 1 + 6_000_000 // len(matrix)  # positions in a chunk: their logits take 24 MB
         for chunk, grad, y in zip(x.split(n), grad_x.split(n), targets.split(n)):
-            log_probs = F.log_softmax((chunk @ matrix.T).to(weight.dtype), dim=-1)  # (n, V)
+            log_probs = F.log_softmax((chunk @ matrix.T).to(total.dtype), dim=-1)  # (n, V)
             total += F.nll_loss(log_probs, y, ignore_index=-1, reduction="sum")
             if needs_backward:  # the gradient of the logits is softmax minus one-hot
                 grad_logits = log_probs.exp_()
@@ -517,6 +517,15 @@ def uniform_rows(batch_size, generator=None):
         yield from numbers.split(1, dim=1)
 
 
+def new_cache(model, batch_size, compile=False):
+    """Return the Cache that is the fastest for generating so many texts."""
+    if model.training:
+        return Cache(model, batch_size)
+    if model.transformer.wte.weight.is_cpu:
+        return CPUCache(model, batch_size)
+    return CUDAGraphCache(model, batch_size) if compile else Cache(model, batch_size)
+
+
 def count_tokens(tokenizer):
     """Return how many ids a tokenizer has, or None without one."""
     if tokenizer is None:
@@ -525,26 +534,78 @@ def count_tokens(tokenizer):
     return 1 + max(len(tokenizer["tokens"]) - 1, *special.values())
 
 
-def pack(model, n_rows=1):
-    """Make a CPU model faster at generating n_rows texts at a time; it can't be trained any more.
-
-    Large matrices are stored again in the order in which oneDNN's kernels for few rows read them,
-    which takes half of nn.Linear's time. Below 2 MB nn.Linear is as fast, from a core's cache.
-    """
-    weight = model.lm_head.weight
-    supported = weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if not (weight.is_cpu and torch.backends.mkldnn.is_available() and supported):
-        return model
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear) and layer.weight.numel() >= 1 << 19:
-            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), n_rows)
-            layer.forward = partial(packed_linear, packed, layer.bias)
-    return model
+def for_inference(model, device, dtype):
+    """Return a float32 model on the device in dtype, or on a CPU in "int8"; only for inference."""
+    if dtype != torch.float32:  # no longer tied: see rounded
+        weight = model.lm_head.weight.detach()
+        model.lm_head.weight = nn.Parameter(weight - weight.mean(dim=0), requires_grad=False)
+    if dtype != "int8":
+        return model.to(device, dtype).eval()
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear):
+            model.set_submodule(name, Int8Linear(layer))
+    return model.eval()
 
 
-def packed_linear(packed, bias, x):
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+class Int8Linear(nn.Module):
+    """An nn.Linear for inference with weights of 8 bits and a scale for each output. The inputs of
+    a call are rounded, too: to 7 bits, since without VNNI a sum of two products could overflow."""
+
+    def __init__(self, layer):
+        super().__init__()
+        weight = layer.weight.detach()
+        scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+        zeros = torch.zeros(len(weight), dtype=torch.int64)
+        with warnings.catch_warnings(action="ignore"):  # quantize_per_channel is deprecated
+            weight = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        self.packed = torch.ops.quantized.linear_prepack(weight, layer.bias)
+
+    def forward(self, x):
+        return torch.ops.quantized.linear_dynamic(x, self.packed, reduce_range=True)
+
+
+def packed(layer, n_rows):
+    """Return the function of a linear layer, for inputs of n_rows rows. On a CPU it has a copy of
+    large weights in the order in which oneDNN's kernels for few rows read them: twice as fast."""
+    if not isinstance(layer, nn.Linear):
+        return layer.forward
+    weight, bias = layer.weight.detach(), layer.bias
+    supported = torch.backends.mkldnn.is_available() and (weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+    if not supported or weight.numel() < 1 << 19:  # below 2 MB it stays in a core's cache
+        return lambda x: F.linear(x, weight, bias)
+    copy = torch.ops.mkldnn._reorder_linear_weight(weight, n_rows)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], "")
+
+
+class CPUCache(Cache):
+    """A cache that reads a single new token in fewer operations, with packed weights. They are the
+    weights of the moment at which the text begins; the model itself is left alone."""
+
+    blocks = None
+
+    def read(self, ids):  # (B, T) -> (B, vocab_size)
+        if ids.size(1) > 1 or self.length == 0:
+            return super().read(ids)
+        if self.blocks is None:
+            self.pack(len(ids))
+        (B, _), end = ids.shape, self.length + 1
+        x = self.model.transformer.wte(ids[:, 0]) + self.model.transformer.wpe.weight[self.length]
+        for past, (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj) in zip(self.past, self.blocks):
+            qkv = c_attn(ln_1(x)).view(B, 3, self.model.config.n_head, 1, -1).transpose(0, 1)
+            past[:, :, :, self.length:end] = qkv[1:]
+            y = F.scaled_dot_product_attention(qkv[0], past[0, :, :, :end], past[1, :, :, :end])
+            x = x + attn_proj(y.reshape(B, -1))
+            x = x + mlp_proj(F.gelu(c_fc(ln_2(x)), approximate="tanh"))
+        self.length = end
+        return self.lm_head(self.model.transformer.ln_f(x))
+
+    def pack(self, n_rows):
+        self.blocks = [(block.ln_1, packed(block.attn.c_attn, n_rows),
+                        packed(block.attn.c_proj, n_rows), block.ln_2,
+                        packed(block.mlp.c_fc, n_rows), packed(block.mlp.c_proj, n_rows))
+                       for block in self.model.transformer.h]
+        self.lm_head = packed(self.model.lm_head, n_rows)
 
 
 class CUDAGraphCache(Cache):
@@ -614,7 +675,7 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
     length_penalty first. A beam with eos_token is complete.
     """
     vocab_size = model.config.vocab_size
-    cache = Cache(model, beams)
+    cache = new_cache(model, beams)
     texts = idx.expand(beams, -1)
     scores = torch.full((beams, 1), -math.inf, device=idx.device)  # log-probabilities
     scores[0] = 0.0  # all beams begin alike: only one of them counts
@@ -948,8 +1009,8 @@ def export(model, folder, tokenizer):
         "config.json": GPT2 | end_tokens | dict(
             architectures=["GPT2LMHeadModel"], n_positions=config.block_size,
             n_ctx=config.block_size, n_layer=config.n_layer, n_head=config.n_head,
-            n_embd=config.n_embd, vocab_size=config.vocab_size, attn_pdrop=0.0, embd_pdrop=config.dropout,
-            resid_pdrop=config.dropout),
+            n_embd=config.n_embd, vocab_size=config.vocab_size, attn_pdrop=0.0,
+            embd_pdrop=config.dropout, resid_pdrop=config.dropout),
         "generation_config.json": end_tokens | dict(max_length=config.block_size),
     }
     if tokenizer:

@@ -155,11 +155,11 @@ def write_splits(pieces, encoding):
 def main(arguments=None):
     globals().update(configure(arguments))
     paths = list(find_files(input))
-    lock = lock_folder(out_dir)  # noqa: F841 (held until main returns)
-    finish_publishing(out_dir)  # where an earlier prepare.py was interrupted
 
     # First pass: a single document is split by position, several are assigned by hash.
     n_documents, n_characters = count(documents(paths))
+    lock = lock_folder(out_dir)  # noqa: F841 (held until main returns)
+    finish_publishing(out_dir)  # where an earlier prepare.py was interrupted
 
     def pieces():  # -> (split, text, is_last) for every piece of every document
         if n_documents == 1:

@@ -11,9 +11,10 @@ import sys
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import config
-from model import GPT, beam_search, choose_device, find_snapshot, measure, pack
+from model import GPT, beam_search, choose_device, find_snapshot, for_inference, measure
 from prepare import documents, load_tokenizer
 
 # model
@@ -38,7 +39,7 @@ score = ""  # measure the model on this text file
 stride = 32  # tokens by which --score's window of block_size advances
 # system
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto': the fastest available
-dtype = "auto"  # 'float32', 'bfloat16' or 'float16'
+dtype = "auto"  # 'float32', 'bfloat16', 'float16'; on a CPU also 'int8', the fastest
 compile = False  # on CUDA: record the work of one token as a CUDA graph and replay it
 
 
@@ -100,20 +101,19 @@ def generate_with_beams(model, encoding, prompt):
 
 def main(arguments=None):
     change_settings(arguments)
-    machine, matrix_dtype = choose_device(device, dtype)
+    target, matrix_dtype = choose_device(device, "float32" if dtype == "int8" else dtype)
     text = read_text()
     model = load_model()
     if export:
         return model.save_pretrained(export)
     if not model.tokenizer:
         raise ValueError("the model has no tokenizer: put its tokenizer.json beside the weights")
-    if dtype == "auto" and machine.type == "cpu" and (score or model.num_params() < 20e6):
+    if dtype == "auto" and target.type == "cpu" and (score or model.num_params() < 20e6):
         matrix_dtype = torch.float32  # small matrices stay in the cache: halving them gains nothing
-    model.to(machine, matrix_dtype).eval()
+    model = for_inference(model, target, "int8" if dtype == "int8" else matrix_dtype)
     encoding = load_tokenizer(model.tokenizer)
     if score:
         return print_score(model, encoding, text)
-    pack(model, beams or num_samples)
     if interactive:
         return converse(model, encoding)
     respond(model, encoding, text, torch.Generator().manual_seed(seed))
@@ -123,6 +123,8 @@ def main(arguments=None):
 
 def change_settings(arguments, current=None):
     settings = config.override(__file__, arguments, current, ("num_samples", "stride"))
+    if settings["dtype"] == "int8" and settings["device"] not in ("auto", "cpu"):
+        config.usage(f"dtype='int8' with device={settings['device']!r}: expected 'cpu'")
     if not 0 < settings["top_p"] <= 1:
         config.usage(f"top_p={settings['top_p']}: expected above 0 and at most 1")
     globals().update(settings)
@@ -143,7 +145,7 @@ def encode_prompt(model, encoding, prompt, n_rows):  # -> ids (n_rows, T)
     if len(ids) > model.config.block_size:
         raise ValueError(f"shorten the prompt: it has {len(ids)} tokens, block_size="
                          f"{model.config.block_size}")
-    return torch.tensor([ids] * n_rows, device=model.lm_head.weight.device)
+    return torch.tensor([ids] * n_rows, device=model.transformer.wte.weight.device)
 
 
 def text_decoder(encoding):
@@ -195,14 +197,15 @@ def print_score(model, encoding, text):
     n_targets = len(tokens) - 1  # the first token follows nothing
     if n_targets < 1:
         raise ValueError(f"{score} is too short to be scored: it needs two tokens")
-    block_size, place = model.config.block_size, model.lm_head.weight.device
+    block_size, place = model.config.block_size, model.transformer.wte.weight.device
     ends = [*range(block_size + 1, len(tokens), min(stride, block_size)), len(tokens)]
     windows = [(max(0, end - block_size - 1), first, end) for first, end in zip([1, *ends], ends)]
 
     def loss_of(inputs, targets):
-        return model(inputs.to(place), targets.to(place), return_logits=False)[1]
+        logits, _ = model(inputs.to(place), targets.to(place))
+        return F.cross_entropy(logits[0].float(), targets[0].to(place), ignore_index=-1)
 
-    nats, _ = measure(loss_of, tokens, windows, min(8, len(windows)), block_size)
+    nats, _ = measure(loss_of, tokens, windows, 1, block_size)
     loss = nats / n_targets
     n_bytes = len(encoding.decode_bytes(tokens[1:].tolist()))
     print(f"{n_targets} tokens, {n_bytes} bytes: loss {loss:.4f}, perplexity "

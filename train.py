@@ -335,30 +335,27 @@ def main(arguments=None):
 
 Loss = namedtuple("Loss", "val_loss val_perplexity val_bits_per_byte")  # loss in nats per token
 LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", *Loss._fields)
+REPORT = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte"
 # Settings that a run can't change when it resumes ("data" is the training split's fingerprint):
 FIXED = "data init_from optimizer size n_layer n_head n_embd block_size bias".split()
-AT_LEAST_ONE = ("batch_size", "gradient_accumulation_steps", "snapshot_interval", "keep_snapshots",
-                "log_interval", "eval_interval", "lr_step_iters", "block_size", "n_layer", "n_head",
-                "n_embd")
+AT_LEAST_ONE = ("batch_size gradient_accumulation_steps snapshot_interval keep_snapshots log_interval "
+                "eval_interval lr_step_iters block_size n_layer n_head n_embd").split()
 
 
 def configure(arguments):
     settings = config.override(__file__, arguments, at_least_one=AT_LEAST_ONE)
-    config.one_of(settings, optimizer=("muon", "adamw"), parallel=("ddp", "fsdp"),
+    splits = ("train", "val", "test")
+    config.one_of(settings, optimizer=("muon", "adamw"), parallel=("ddp", "fsdp"), eval_split=splits,
                   lr_schedule=("linear", "cosine", "step", "constant"), size=("", *SIZES),
-                  target_split=("train", "val"), eval_split=("train", "val", "test"),
-                  compile=("auto", True, False))
+                  target_split=splits[:2], compile=("auto", True, False))
     if not settings["max_iters"] and not settings["max_epochs"]:
         config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")
     if settings["min_lr"] > settings["learning_rate"]:
-        config.usage(f"min_lr={settings['min_lr']}: expected at most learning_rate="
-                     f"{settings['learning_rate']}")
+        config.usage("min_lr={min_lr}: expected at most {learning_rate=}".format(**settings))
     if settings["overwrite"] and settings["init_from"] in ("auto", "resume"):
         config.usage("overwrite=True: expected with --init_from=scratch (or weights) only")
     return settings
 
-
-# Processes and devices.
 
 @dataclass
 class Machine:
@@ -378,22 +375,22 @@ def start_processes():
         # Keep freed memory: to get it back from the system takes half of a small iteration.
         ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
-    rank, n_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    is_distributed = "RANK" in os.environ  # set by torchrun
-    if is_distributed and device != "cpu" and torch.cuda.is_available():
+    if "RANK" in os.environ and device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # or all would use some of GPU 0
-    machine = Machine(*choose_device(device, dtype), rank, n_processes)
-    on_gpu = machine.device.type == "cuda"
-    if on_gpu:
-        torch.set_float32_matmul_precision("high")  # TF32, where the dtype is float32
-    if is_distributed:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    machine = Machine(*choose_device(device, dtype), int(os.environ.get("RANK", 0)),
+                      int(os.environ.get("WORLD_SIZE", 1)))
+    torch.set_float32_matmul_precision("high")  # on GPUs: TF32 where the dtype is float32
+    if "RANK" in os.environ:  # started by torchrun
+        is_cuda = machine.device.type == "cuda"
+        dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
         # Left to the end of Python, this can abort; so can it while DDP, in a cycle, refers to it.
         atexit.register(dist.destroy_process_group)
         atexit.register(gc.collect)
-        sys.stdout = open(os.devnull, "w") if rank > 0 else sys.stdout  # only the first prints
-    if gradient_accumulation_steps % n_processes:
-        config.usage(f"{gradient_accumulation_steps=} is not a multiple of {n_processes} processes")
+    if machine.rank > 0:
+        sys.stdout = open(os.devnull, "w")  # only the first process prints
+    if gradient_accumulation_steps % machine.n_processes:
+        config.usage(f"{gradient_accumulation_steps=}: expected a multiple of the "
+                     f"{machine.n_processes} processes")
     return machine
 
 
@@ -430,35 +427,30 @@ def distributed(model, device):
     return torch.nn.parallel.DistributedDataParallel(model) if dist.is_initialized() else model
 
 
-# Data, and the loss on it.
-
 def load_data(folder):
-    """Return (meta, {split: token ids}); the ids are memory maps, so only what is used is read.
-    Without meta.json, the tokens are GPT-2's in uint16: nanoGPT's files, or llm.c's shards."""
+    """Return (meta, {split: Tokens}). Without meta.json, the tokens are GPT-2's in uint16, as in
+    nanoGPT's folders and llm.c's shards."""
     if os.environ.get("RANK", "0") == "0":
         finish_publishing(folder)
     sum_over_processes(0)  # the others wait
+    again = f"prepare it again: python prepare.py --out_dir={folder}"
     if Path(folder, "meta.pkl").exists():
-        raise ValueError(f"{folder} holds nanoGPT's character tokens (meta.pkl): prepare the text "
-                         "with prepare.py; --vocab_size=257 is plain bytes")
+        raise ValueError(f"{folder} holds nanoGPT's character tokens (meta.pkl): {again}")
     meta = read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={}, tokenizer=None)
     data = {}
     for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
         paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}_*.bin"))
-        found = "".join(fingerprint(path) for path in paths)
-        found = found if len(found) <= 64 else hashlib.sha256(found.encode()).hexdigest()
-        about = meta["splits"].setdefault(split, {"fingerprint": found})
-        if found != about["fingerprint"]:
-            raise ValueError(f"{path} is missing or not what meta.json says: prepare it again: "
-                             f"python prepare.py --out_dir={folder}")
+        found = [fingerprint(path) for path in paths]
+        found = found[0] if len(found) == 1 else "".join(found)
+        if found != meta["splits"].setdefault(split, {"fingerprint": found})["fingerprint"]:
+            raise ValueError(f"{path} is missing or not what meta.json says: {again}")
         data[split] = Tokens([path for path in paths if path.stat().st_size > 0], meta["dtype"])
         least = block_size + 1 if split == "train" else 0
         if split == (eval_split if eval_only else target_split):
             least = max(least, 2)
         if len(data[split]) < least:
-            raise ValueError(f"{path} is missing or has under {least} tokens ({block_size=}): "
-                             f"python prepare.py --out_dir={folder}")
+            raise ValueError(f"{path} is missing or has under {least} tokens ({block_size=}): {again}")
     meta["tokenizer"] = meta["tokenizer"] or gpt2_tokenizer()
     return meta, data
 
@@ -471,20 +463,17 @@ class Tokens:
         for path in paths:
             header = np.fromfile(path, "<i4", 3).tolist()  # llm.c's: magic, version, tokens
             is_llmc = header[:2] == [20240520, 1] and path.stat().st_size == 1024 + 2 * header[2]
-            part = np.memmap(path, dtype, "r", offset=1024 if is_llmc else 0)
+            self.parts.append(np.memmap(path, dtype, "r", offset=1024 if is_llmc else 0))
             if hasattr(mmap, "MADV_RANDOM"):  # or every page would bring megabytes with it
-                part._mmap.madvise(mmap.MADV_RANDOM)
-            self.parts.append(part)
-        self.ends = np.cumsum([0, *map(len, self.parts)])[1:]
+                self.parts[-1]._mmap.madvise(mmap.MADV_RANDOM)
+        self.ends = np.cumsum([len(part) for part in self.parts])
 
     def __len__(self):
-        return sum(map(len, self.parts))
+        return int(self.ends[-1]) if self.parts else 0
 
     def __getitem__(self, index):  # a slice or an array of positions
         if isinstance(index, slice):
             index = np.arange(*index.indices(len(self)))
-        if len(self.parts) == 1:
-            return self.parts[0][index]
         ids = np.empty(index.shape, np.int64)
         which = np.searchsorted(self.ends, index, side="right")
         for i in np.unique(which):
@@ -495,10 +484,10 @@ class Tokens:
 
 def loss_of(run, inputs, targets, machine):
     """Return the mean loss of inputs (B, T) with targets (B, T), where -1 does not count."""
-    highest = max(inputs.max(), targets.max())
-    if highest >= run.model.config.vocab_size:
-        raise ValueError(f"{data_dir} has token {highest} in a vocabulary of "
-                         f"{run.model.config.vocab_size}: prepare it again")
+    highest, vocab_size = max(inputs.max(), targets.max()), run.model.config.vocab_size
+    if highest >= vocab_size:
+        raise ValueError(f"{data_dir} has token {highest}, expected less than {vocab_size=}: prepare "
+                         "it again")
     if machine.device.type == "cuda":
         inputs, targets = inputs.pin_memory(), targets.pin_memory()
     inputs = inputs.to(machine.device, non_blocking=True)
@@ -563,22 +552,19 @@ def test(run, data, meta, machine, signals):
         return 128 + max(signals, default=signal.SIGTERM)
     print(REPORT.format(f"test with {best}", *loss))
     if machine.rank == 0:
+        names = ("snapshot", "loss", "perplexity", "bits_per_byte")
         with atomic_write(path, "w") as file:
-            json.dump(dict(zip(("snapshot", "loss", "perplexity", "bits_per_byte"),
-                               (best.name, *loss))), file)
+            json.dump(dict(zip(names, (best.name, *loss))), file)
 
 
-REPORT = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte"
-
-
-# Beginning: what out_dir holds decides.
+# The beginning: what out_dir holds decides.
 
 def start_run(settings, meta, data, n_iters, machine):
     """Return the Run: out_dir's newest snapshot resumed, or one from other or new weights."""
     try:
         shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd) | SIZES.get(size, {})
-        shape |= dict(block_size=block_size, vocab_size=meta["vocab_size"], bias=bias)
-        new_config = GPTConfig(dropout=dropout, **shape)
+        shape |= dict(block_size=block_size, vocab_size=meta["vocab_size"])
+        new_config = GPTConfig(dropout=dropout, bias=bias, **shape)
     except ValueError as error:
         config.usage(error)
     is_pretrained = init_from not in ("auto", "scratch", "resume")
@@ -586,10 +572,9 @@ def start_run(settings, meta, data, n_iters, machine):
     if init_from != "scratch" and not overwrite:
         path, snapshot = newest_valid_snapshot()
     instead = "choose another --out_dir, or start over: --init_from=scratch --overwrite"
-    if snapshot is None and not overwrite:
-        n_old = len(files_of_run())
-        if n_old or init_from == "resume":
-            raise ValueError(f"{init_from=}, but {out_dir} has {n_old} files of a run: {instead}")
+    if snapshot is None and not overwrite and (files_of_run() or init_from == "resume"):
+        raise ValueError(f"{init_from=}, but {out_dir} has {len(files_of_run())} files of a run "
+                         f"and no valid snapshot to resume: {instead}")
     if snapshot:
         ours = {**settings, "data": meta["splits"]["train"]["fingerprint"]}
         theirs = {**snapshot["settings"], "data": snapshot["data"]}
@@ -597,22 +582,21 @@ def start_run(settings, meta, data, n_iters, machine):
             ours["init_from"] = settings["init_from"] = theirs.get("init_from")
         for name in FIXED:
             if ours[name] != theirs.get(name):
-                raise ValueError(f"{path} has {name}={theirs.get(name)}, not {ours[name]}: "
-                                 f"{instead}")
+                raise ValueError(f"{path} has {name}={theirs.get(name)}, not {ours[name]}: {instead}")
         model = snapshot["model"]
     elif is_pretrained:
         model = load_weights_for(init_from, meta)
     else:
         torch.manual_seed(seed)
         model = GPT(new_config)
-    run = Run(model, [], torch.amp.GradScaler(machine.device.type,
-                                              enabled=machine.dtype == torch.float16))
+    is_cuda, is_float16 = machine.device.type == "cuda", machine.dtype == torch.float16
+    run = Run(model, [], torch.amp.GradScaler(machine.device.type, enabled=is_float16))
     run.forward = distributed(model.eval(), machine.device)
     run.optimizers = make_optimizers(model)
     tokens = batch_size * gradient_accumulation_steps * block_size  # of an iteration
     # Compiling takes half a minute, which pays from about 1e16 floating-point operations on.
     is_long = model.flops_per_token() * n_iters * tokens > 1e16
-    if compile is True or (compile == "auto" and machine.device.type == "cuda" and is_long):
+    if compile is True or (compile == "auto" and is_cuda and is_long):
         run.forward = torch.compile(run.forward)
     measured_on = [eval_iters, batch_size, block_size, meta["splits"]["val"]["fingerprint"]]
     if snapshot:
@@ -622,7 +606,7 @@ def start_run(settings, meta, data, n_iters, machine):
             run.best_val_loss = evaluate_weights(run, best, "val", data, meta, machine).val_loss
     run.best_measure = measured_on
     if sum_over_processes(run.step) != [run.step * machine.n_processes]:
-        raise ValueError(f"out_dir={out_dir} has to be a folder that all processes share")
+        raise ValueError(f"out_dir={out_dir}: expected a folder that all processes share")
     print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {n_iters} "
           f"iterations of {tokens:,}, {machine.device.type}, {str(machine.dtype)[6:]}, {optimizer}")
     return run
@@ -650,18 +634,18 @@ def newest_valid_snapshot():
 
 
 def resume(run, snapshot, path):
-    for name in ("step", "loss", "best_val_loss"):
-        setattr(run, name, snapshot[name])
+    run.step, run.loss = snapshot["step"], snapshot["loss"]
     old = snapshot["settings"]
-    run.sequences = snapshot.get(
-        "sequences", run.step * old["batch_size"] * old["gradient_accumulation_steps"])
+    sequences = run.step * old["batch_size"] * old["gradient_accumulation_steps"]
+    run.sequences = snapshot.get("sequences", sequences)
+    run.best_val_loss = snapshot["best_val_loss"]
     run.best_measure = snapshot.get("best_measure")
     state_dict, full = checkpoint_tools()
     for opt, state in zip(run.optimizers, snapshot["optimizer_state_dict"]):
-        options = [{**group, "params": None} for group in opt.param_groups]
+        options = [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
         state_dict.set_optimizer_state_dict(run.model, opt, state, options=full)
-        for group, given in zip(opt.param_groups, options):  # this command's, not the snapshot's
-            group.update({key: value for key, value in given.items() if key != "params"})
+        for group, given in zip(opt.param_groups, options):
+            group.update(given)  # of this command, not the snapshot's
     if snapshot["scaler_state_dict"]:
         run.scaler.load_state_dict(snapshot["scaler_state_dict"])
     run.resumed_from = path
@@ -693,13 +677,12 @@ def prepare_out_dir(run, save, machine):
 
 def count_iterations(n_tokens):
     """Return how long the run is: max_iters or max_epochs, whichever comes first."""
-    sequences_per_epoch = n_tokens // block_size
-    sequences_per_iteration = batch_size * gradient_accumulation_steps
-    limits = [max_iters, math.ceil(max_epochs * sequences_per_epoch / sequences_per_iteration)]
+    sequences = batch_size * gradient_accumulation_steps
+    limits = (max_iters, math.ceil(max_epochs * (n_tokens // block_size) / sequences))
     return min(limit for limit in limits if limit > 0)
 
 
-# In between: what is due, and signals.
+# In between: what is due, signals, snapshots.
 
 def is_finished(run, n_iters):
     loss = run.best_val_loss if target_split == "val" else run.loss
@@ -733,23 +716,18 @@ def read_loss(run, loss, n_iters, signals, machine):
         return False
     total, n_signals = sum_over_processes(loss.item(), len(signals))
     run.loss = total / machine.n_processes
-    numbers = [run.loss]
+    is_sound = math.isfinite(run.loss) and (run.scaler.is_enabled() or not run.n_skipped)
     if saves or n_signals:
-        norm = torch.nn.utils.get_total_norm(run.model.parameters())
-        numbers.append(full_tensor(norm).item())
-    is_sound = all(math.isfinite(number) for number in numbers)
-    if not is_sound or (run.n_skipped and not run.scaler.is_enabled()):
+        norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters()))
+        is_sound = is_sound and math.isfinite(norm.item())
+    if not is_sound:
         raise ValueError(f"iteration {run.step}: inf or nan: lower learning_rate (and Muon's)")
     return n_signals > 0
 
 
-# Snapshots.
-
 def checkpoint_tools():
     """Return (torch's module for state dicts of sharded models, options for complete tensors)."""
-    from torch.distributed.checkpoint import (
-        state_dict,  # here: importing it takes a second
-    )
+    from torch.distributed.checkpoint import state_dict  # here: importing it takes a second
     return state_dict, state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -786,8 +764,7 @@ class Progress:
 
     def __init__(self, run, started, n_iters):
         earlier = float(run.log[-1]["seconds"]) if run.log else 0.0  # sessions before this one
-        self.started = started - earlier
-        self.n_iters = n_iters
+        self.started, self.n_iters = started - earlier, n_iters
         self.clear = "\r\033[K" if sys.stdout.isatty() else ""
         self.shown_at, self.shown_sequences = time.time(), run.sequences
 
@@ -808,13 +785,11 @@ class Progress:
             self.shown_at, self.shown_sequences = time.time(), run.sequences
 
     def print_row(self, run, row):
-        line = self.line(run)
-        if run.n_skipped:
-            line += f", {run.n_skipped} steps skipped"
+        skipped = f", {run.n_skipped} steps skipped" if run.n_skipped else ""
+        val = ""
         if "val_loss" in row:
-            line += (f", val loss {row['val_loss']:.4f}, {row['val_bits_per_byte']:.4f} bits per "
-                     "byte")
-        print(line, flush=True)
+            val = ", val loss {val_loss:.4f}, {val_bits_per_byte:.4f} bits per byte".format(**row)
+        print(self.line(run) + skipped + val, flush=True)
 
 
 def log_row(run, n_tokens, n_iters, seconds):
@@ -827,14 +802,14 @@ def write_log(run, machine):
     """Write log.csv and draw loss.svg."""
     if machine.rank > 0:
         return
+    rows = [{name: f"{value:.8g}" if isinstance(value, float) else value
+             for name, value in row.items()} for row in run.log]
     with atomic_write(Path(out_dir, "log.csv"), "w") as file:
         writer = csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for row in run.log:
-            writer.writerow({name: f"{value:.8g}" if isinstance(value, float) else value
-                             for name, value in row.items()})
+        writer.writerows(rows)
     with atomic_write(Path(out_dir, "loss.svg"), "w") as file:
-        file.write(draw_losses(run.log, f"GPT with {run.model.num_params():,} parameters"))
+        file.write(draw_losses(rows, f"GPT with {run.model.num_params():,} parameters"))
 
 
 def draw_losses(rows, title):
@@ -846,42 +821,37 @@ def draw_losses(rows, title):
     low, high = min(losses), max(losses) + 0.01
 
     def x(step):
-        return 60 + 700 * step / last_step
+        return round(60 + 700 * step / last_step, 1)
 
     def y(loss):
-        return 430 - 380 * (loss - low) / (high - low)
+        return round(430 - 380 * (loss - low) / (high - low), 1)
 
     def text(x, y, content, anchor="middle", color="black"):
-        return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" fill="{color}">{content}</text>'
+        return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{color}">{content}</text>'
+
+    def round_numbers(low, high):  # about six
+        power = 10.0 ** math.floor(math.log10((high - low) / 6))
+        step = power * next(factor for factor in (1, 2, 5, 10) if power * factor >= (high - low) / 6)
+        return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
     svg = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 480" font-family="sans-serif" '
            'font-size="14"><rect width="800" height="480" fill="white"/>', text(400, 24, title),
            text(400, 472, "iteration"), text(10, 40, "loss (nats per token)", "start")]
-    for step in round_ticks(0, last_step):
-        svg += [f'<path d="M{x(step):g} 50V430" stroke="#ddd"/>', text(x(step), 450, f"{step:g}")]
-    for loss in round_ticks(low, high):
-        svg += [f'<path d="M60 {y(loss):g}H760" stroke="#ddd"/>',
-                text(52, y(loss) + 5, f"{loss:g}", "end")]
+    for step in round_numbers(0, last_step):
+        svg += [f'<path d="M{x(step)} 50V430" stroke="#ddd"/>', text(x(step), 450, f"{step:g}")]
+    for loss in round_numbers(low, high):
+        svg += [f'<path d="M60 {y(loss)}H760" stroke="#ddd"/>', text(52, y(loss), f"{loss:g}", "end")]
     for name, color, height in (("train_loss", "steelblue", 70), ("val_loss", "crimson", 90)):
-        points = " ".join(f"{x(step):g},{y(loss):g}" for step, loss in curves[name])
-        svg += [f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.5"/>',
+        points = " ".join(f"{x(step)},{y(loss)}" for step, loss in curves[name])
+        svg += [f'<polyline points="{points}" fill="none" stroke="{color}"/>',
                 text(750, height, name.replace("_", " "), "end", color)]
     if curves["val_loss"]:
-        evaluated = [row for row in rows if row.get("val_loss")]
-        best = min(evaluated, key=lambda row: float(row["val_loss"]))
-        step, loss, bits = (float(best[name]) for name in ("step", "val_loss", "val_bits_per_byte"))
-        svg += [f'<circle cx="{x(step):g}" cy="{y(loss):g}" r="4" fill="crimson"/>',
-                text(750, 110, f"best: {loss:.3f} at iteration {step:g}, perplexity "
-                     f"{math.exp(min(loss, 700)):.1f}, {bits:.3f} bits per byte", "end")]
+        loss, step = min((loss, step) for step, loss in curves["val_loss"])
+        bits = next(row["val_bits_per_byte"] for row in rows if int(row["step"]) == step)
+        svg += [f'<circle cx="{x(step)}" cy="{y(loss)}" r="4" fill="crimson"/>',
+                text(750, 110, f"best: {loss:.3f} at iteration {step}, perplexity "
+                     f"{math.exp(min(loss, 700)):.1f}, {float(bits):.3f} bits per byte", "end")]
     return "\n".join([*svg, "</svg>\n"])
-
-
-def round_ticks(low, high):
-    """Return about six round numbers from low to high."""
-    power = 10.0 ** math.floor(math.log10((high - low) / 6))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= (high - low) / 6)
-    first, last = math.ceil(low / step), math.floor(high / step)
-    return [round(i * step, 10) for i in range(first, last + 1)]
 
 
 @torch.no_grad()

@@ -37,7 +37,8 @@ def override(script, arguments, current=None, at_least_one=()):
             settings = run_config_file(argument, settings, described, fixed)
     for name, value in settings.items():
         least = 1 if name in at_least_one else 0
-        if type(value) in (int, float) and not least <= value < 2**63:
+        end = 2**63 if type(value) is int else float("inf")
+        if type(value) in (int, float) and not least <= value < end:
             usage(f"{name}={value}: expected a number of at least {least}, below 2**63")
     return settings
 
@@ -103,7 +104,7 @@ def run_config_file(path, settings, described, fixed):
         helper = name not in assigned or name.startswith("_") or callable(value)
         if name in described or not helper:
             settings[name] = checked(described, name, value, value)
-    return settings
+    return settings | fixed  # (a function in it may have assigned to a global)
 
 
 def checked(described, name, value, text):

@@ -8,9 +8,9 @@
 # reduction="none" and mean() give the right value. The gradients aren't touched.
 #
 # Seen:
-#   torch.float16: cross_entropy A_HALF, mean of the rows B_HALF
-#   torch.bfloat16: cross_entropy A_BF, mean of the rows B_BF
-#   torch.float32: cross_entropy A_F, mean of the rows B_F
+#   torch.float16: cross_entropy inf, mean of the rows 6.9297
+#   torch.bfloat16: cross_entropy 6.9688, mean of the rows 6.9375
+#   torch.float32: cross_entropy 6.9315, mean of the rows 6.9315
 
 set -euo pipefail
 

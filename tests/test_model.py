@@ -6,7 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, SIZES, ChunkedCrossEntropy, Dropout, GPTConfig, choose_device
+from model import (
+    GPT,
+    SIZES,
+    ChunkedCrossEntropy,
+    Dropout,
+    GPTConfig,
+    choose_device,
+    linear_cross_entropy,
+    padded_cross_entropy,
+    rounded,
+)
 
 TINY = GPTConfig(block_size=16, vocab_size=61, n_layer=2, n_head=2, n_embd=32)
 
@@ -93,7 +103,7 @@ def test_the_initial_loss_is_near_that_of_guessing():
     assert abs(model(x, y)[1].item() - math.log(2000)) < 0.1
 
 
-def test_the_residual_projections_begin_smaller_by_the_root_of_twice_the_depth():
+def test_the_residual_projections_are_initialized_smaller_by_the_root_of_twice_the_depth():
     model = tiny(n_layer=8, n_embd=128)
     for block in model.transformer.h:
         for part, std in ((block.attn.c_attn, 0.02), (block.mlp.c_fc, 0.02),
@@ -109,13 +119,64 @@ def test_the_chunked_loss_equals_cross_entropy_in_value_and_gradients(vocab_size
     x = torch.randn(n, 8, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(vocab_size, 8, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(vocab_size, (n,))
-    targets[[2, 7]] = -1  # these count for nothing
+    targets[[2, 7]] = -1  # these don't count
     expected = F.cross_entropy(x @ weight.T, targets, ignore_index=-1, reduction="sum")
     found = ChunkedCrossEntropy.apply(x, weight, targets, True)
     torch.testing.assert_close(found, expected)
     for a, b in zip(torch.autograd.grad(3 * found, (x, weight)),
                     torch.autograd.grad(3 * expected, (x, weight))):
         torch.testing.assert_close(a, b)
+
+
+def value_and_gradients(loss_of, x, weight):
+    x = x.clone().requires_grad_()
+    weight = weight.clone().requires_grad_()
+    loss = loss_of(x, weight)
+    return loss, *torch.autograd.grad(loss, (x, weight))
+
+
+@pytest.mark.parametrize("vocab_size", [61, 128, 300])  # with and without padding to 128
+@pytest.mark.parametrize("loss_of", [padded_cross_entropy, linear_cross_entropy])
+def test_each_loss_equals_cross_entropy_in_value_and_gradients(loss_of, vocab_size):
+    torch.manual_seed(0)
+    x, weight = torch.randn(6, 7, 8), torch.randn(vocab_size, 8)
+    targets = torch.randint(vocab_size, (6, 7))
+    targets[0, 3] = targets[5] = -1  # these don't count
+    flat = loss_of is padded_cross_entropy
+
+    def found(x, weight):
+        return loss_of(x.flatten(0, 1) if flat else x, weight, targets.flatten() if flat else targets)
+
+    def expected(x, weight):
+        return F.cross_entropy((x @ weight.T).flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+    for a, b in zip(value_and_gradients(found, x, weight), value_and_gradients(expected, x, weight)):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss_of", [padded_cross_entropy, linear_cross_entropy])
+def test_a_loss_in_bfloat16_has_float32s_precision_where_all_logits_are_near_minus_100(loss_of):
+    """GPT-2's logits are near -100, where bfloat16 is precise to 0.5: see rounded."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 400, 32), torch.randn(61, 32)
+    x[..., 0], weight[:, 0] = -10, 0
+    targets = torch.randint(61, (1, 400))
+    expected = F.cross_entropy((x @ weight.T).flatten(0, 1), targets.flatten())
+    weight[:, 0] = 10  # the same probabilities from logits that are 100 lower
+    if loss_of is linear_cross_entropy:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = loss_of(x, weight, targets)
+    else:
+        found = loss_of(x[0].bfloat16(), rounded(weight, torch.bfloat16), targets[0])
+    assert found.item() == pytest.approx(expected.item(), rel=2e-3)
+
+
+def test_the_output_matrix_loses_its_mean_row_only_where_it_is_rounded():
+    weight = torch.randn(61, 8) + 10
+    assert rounded(weight, torch.float32) is weight
+    centered = rounded(weight, torch.bfloat16)
+    assert centered.dtype == torch.bfloat16
+    torch.testing.assert_close(centered.float(), weight - weight.mean(0), rtol=2 ** -8, atol=1e-6)
 
 
 def test_the_loss_without_logits_is_the_loss_with_them():
@@ -144,7 +205,7 @@ def test_gpt2s_sizes_have_the_published_number_of_parameters(name, parameters):
 
 
 def test_flops_per_token_are_six_a_weight_and_attention():
-    # by hand: a block has 12 * 32^2 weights, 9 * 32 biases, 4 * 32 in LayerNorms
+    # counted by hand: a block has 12 * 32^2 weights, 9 * 32 biases, 4 * 32 in LayerNorms
     weights = 2 * (12 * 32 ** 2 + 13 * 32) + 61 * 32 + 2 * 32
     assert tiny().flops_per_token() == 6 * weights + 12 * 2 * 32 * 16
 
@@ -193,13 +254,14 @@ def test_an_impossible_shape_is_refused_by_name(changes, word):
     ({"avx512_bf16": True, "avx512_fp16": True}, torch.float32)])
 def test_a_cpu_computes_in_bfloat16_where_that_is_faster(monkeypatch, capabilities, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert choose_device("cpu") == (torch.device("cpu"), dtype, False)
+    assert choose_device("cpu") == (torch.device("cpu"), dtype)
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert choose_device("cpu") == (torch.device("cpu"), torch.float32, False)
+    assert choose_device("cpu") == (torch.device("cpu"), torch.float32)
 
 
-def test_a_dtype_and_compilation_that_are_asked_for_are_taken():
-    assert choose_device("cpu", "bfloat16", True) == (torch.device("cpu"), torch.bfloat16, True)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_dtype_that_is_given_is_used(dtype):
+    assert choose_device("cpu", dtype) == (torch.device("cpu"), getattr(torch, dtype))
 
 
 @pytest.mark.parametrize("settings, word", [({"device": "abacus"}, "abacus"),
@@ -212,18 +274,18 @@ def test_an_unknown_device_or_dtype_is_refused_by_name(settings, word):
 
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_leaves_out_the_share_asked_for_and_keeps_the_mean(p, dtype):
+def test_dropout_zeroes_the_given_fraction_and_keeps_the_mean(p, dtype):
     torch.manual_seed(0)
     x = torch.ones(400, 1001, dtype=dtype, requires_grad=True)
     y = Dropout(p)(x)
     y.sum().backward()
     assert y.dtype == dtype and (y == 0).float().mean().item() == pytest.approx(p, abs=0.004)
     assert y.float().mean().item() == pytest.approx(1, abs=0.02)
-    assert x.grad.equal(y.detach()), "what is left out gets no gradient, and the rest is scaled"
+    assert x.grad.equal(y.detach()), "what is zeroed gets no gradient, and the rest is scaled"
     assert Dropout(p).eval()(x) is x or Dropout(p).eval()(x).equal(x)
 
 
-def test_dropout_leaves_out_each_element_independently_of_its_neighbours_and_by_the_seed():
+def test_dropout_zeroes_each_element_independently_and_is_a_function_of_the_seed():
     torch.manual_seed(0)
     x = torch.ones(1 << 20)
     zeros = (Dropout(0.5)(x) == 0).float()
@@ -231,7 +293,7 @@ def test_dropout_leaves_out_each_element_independently_of_its_neighbours_and_by_
     for distance in (1, 2, 4, 8, 16):
         both = (zeros[:-distance] * zeros[distance:]).mean().item()
         assert both == pytest.approx(0.25, abs=0.003)
-    for place in range(8):  # in the eight bytes of a number none is special
+    for place in range(8):  # the eight bytes of a random number are alike
         assert zeros[place::8].mean().item() == pytest.approx(0.5, abs=0.007)
     torch.manual_seed(0)
     assert zeros.equal((Dropout(0.5)(x) == 0).float())

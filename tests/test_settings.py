@@ -1,4 +1,4 @@
-"""Settings: config files and --key=value, from left to right, with errors for people."""
+"""Settings: config files from left to right, --key=value over them, and errors of one line."""
 
 import subprocess
 import sys
@@ -17,6 +17,7 @@ rate = 0.5  # how fast
 name = "x"  # what it is called
 quiet = False  # say nothing
 device = "auto"  # where
+size = 4
 CONSTANT = 3  # not a setting
 
 
@@ -47,12 +48,13 @@ def usage_error(capsys, script, *arguments):
 
 def test_the_defaults_are_the_assignments_above_the_first_function(script):
     assert override(script) == {"steps": 10, "rate": 0.5, "name": "x", "quiet": False,
-                                "device": "auto"}
+                                "device": "auto", "size": 4}
 
 
 @pytest.mark.parametrize("argument, name, value", [
     ("--steps=3", "steps", 3),
     ("--steps=1e3", "steps", 1000),
+    ("--size=5", "size", 5),
     ("--rate=2", "rate", 2.0),
     ("--rate=1e-4", "rate", 1e-4),
     ("--rate=1e30", "rate", 1e30),
@@ -76,44 +78,74 @@ def test_a_value_is_read_as_a_literal_of_the_settings_type(script, argument, nam
 
 @pytest.mark.parametrize("argument", ["--steps=1.5", "--steps=many", "--steps=True", "--steps",
                                       "--rate=fast", "--rate=nan", "--quiet=1", "--quiet=no",
-                                      "--name", "--steps=[1]", "--steps=None", "--steps=1e300"])
+                                      "--name", "--steps=[1]", "--steps=None"])
 def test_a_wrong_type_is_refused_with_what_was_found_and_expected(script, capsys, argument):
     error = usage_error(capsys, script, argument)
     assert argument[2:].split("=")[0] in error
     assert any(kind in error for kind in ("int", "float", "bool", "str"))
 
 
-@pytest.mark.parametrize("argument", ["--rate=-0.5", "--steps=-2", "--rate=1e999",
+@pytest.mark.parametrize("argument", ["--rate=-0.5", "--steps=-2", "--rate=1e999", "--steps=1e300",
                                       "--steps=9223372036854775808", "--rate=1" + "0" * 400])
-def test_a_number_below_0_or_beyond_all_bounds_is_refused(script, capsys, argument):
-    assert f"{argument[2:].split('=')[0]}=" in usage_error(capsys, script, argument)
+def test_a_number_below_0_or_too_large_is_refused(script, capsys, argument):
+    error = usage_error(capsys, script, argument)
+    assert f"{argument[2:].split('=')[0]}=" in error and "expected" in error
+
+
+@pytest.mark.parametrize("least, names", [(1, ("steps",)), (0, ())])
+def test_the_error_names_the_least_number_that_is_allowed(script, capsys, least, names):
+    with pytest.raises(SystemExit) as stop:
+        config.override(script, [f"--steps={least - 1}"], at_least_one=names)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"steps={least - 1}" in error
+    assert f"expected a number of at least {least}" in error
+    assert config.override(script, [f"--steps={least}"], at_least_one=names)["steps"] == least
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_name(script, capsys):
     error = usage_error(capsys, script, "--stepz=3")
     assert "'stepz'" in error and "'steps'" in error
+    error = usage_error(capsys, script, "--wxyz=3")
+    assert "'wxyz'" in error and "did you mean" not in error and "--help" in error
 
 
 def test_what_is_neither_a_setting_nor_a_config_file_is_refused(script, capsys):
     assert "steps=3" in usage_error(capsys, script, "steps=3")
 
 
-def test_later_arguments_win_over_earlier_ones(script, tmp_path):
+def test_the_command_line_wins_over_config_files_in_any_order(script, tmp_path):
+    recipe, other = tmp_path / "recipe.py", tmp_path / "other.py"
+    recipe.write_text("steps = 7\nname = 'recipe'\nsize = 5\n")
+    other.write_text("size = 6\n")
+    for arguments in (["--steps=1", recipe, other], [recipe, "--steps=1", other],
+                      [recipe, other, "--steps=1"]):
+        settings = override(script, *arguments)
+        assert settings["steps"] == 1 and settings["name"] == "recipe" and settings["size"] == 6
+    assert override(script, other, recipe)["size"] == 5  # the last of the config files
+    assert override(script, "--steps=1", "--steps=2")["steps"] == 2
+
+
+def test_a_setting_of_the_command_line_keeps_its_value_inside_the_config_file(script, tmp_path):
     recipe = tmp_path / "recipe.py"
-    recipe.write_text("steps = 7\nname = 'recipe'\n")
-    assert override(script, "--steps=1", recipe)["steps"] == 7
-    assert override(script, recipe, "--steps=1")["steps"] == 1
-    assert override(script, recipe, "--steps=1")["name"] == "recipe"
+    recipe.write_text("rate = 0.25\nsize = int(8 * rate)\n")
+    assert override(script, recipe)["size"] == 2
+    for arguments in (["--rate=2", recipe], [recipe, "--rate=2"]):
+        settings = override(script, *arguments)
+        assert settings["rate"] == 2.0 and settings["size"] == 16
+    recipe.write_text("def change():\n    global rate\n    rate = 0.25\nchange()\n")
+    assert override(script, recipe)["rate"] == 0.25
+    assert override(script, recipe, "--rate=2")["rate"] == 2.0
 
 
 def test_a_config_file_computes_with_the_settings_so_far(script, tmp_path):
-    recipe = tmp_path / "recipe.py"
+    before, recipe = tmp_path / "before.py", tmp_path / "recipe.py"
+    before.write_text("steps = 4\n")
     recipe.write_text("import math\nfrom math import pi\n_half = rate / 2\n"
                       "def double(x):\n    return 2 * x\n"
                       "steps = double(steps)\nrate = math.floor(_half * 10)\n")
-    settings = override(script, "--steps=4", recipe)
+    settings = override(script, before, recipe)
     assert settings["steps"] == 8 and settings["rate"] == 2.0
-    assert set(settings) == {"steps", "rate", "name", "quiet", "device"}
+    assert set(settings) == {"steps", "rate", "name", "quiet", "device", "size"}
 
 
 def test_a_config_file_may_import_everything_and_run_another_one(script, tmp_path):
