@@ -25,15 +25,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from prepare import (
-    atomic_write,
-    download,
-    gpt2_tokenizer,
-    load_tokenizer,
-    named_errors,
-    read_tokenizer,
-    tokenizer_files,
-)
+import prepare
 
 
 @dataclass
@@ -230,11 +222,9 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name, dropout=0.0):
-        """Return the GPT-2 of that name at Hugging Face, or at a local path.
-
-        name: "gpt2", "gpt2-medium", "owner/name", "owner/name@revision"; or a folder with a model
-        or a run, or a snapshot. Nothing in the files is executed. Raises ValueError with one line.
-        """
+        """Return the GPT-2 of that name: "gpt2", "owner/name" or "owner/name@revision" at Hugging
+        Face, a folder with a model or a run, or a snapshot. Nothing in the files is executed.
+        Raises ValueError with one line."""
         return load_pretrained(name, dropout)
 
     @staticmethod
@@ -248,11 +238,8 @@ class GPT(nn.Module):
 
 
 class Cache:
-    """The keys and values of the tokens read so far.
-
-    Later tokens cannot change them, so every layer keeps them, and a new token costs the work of
-    one position instead of the whole text's.
-    """
+    """The keys and values of the tokens read so far. Later tokens cannot change them, so that a new
+    token costs the work of one position instead of the whole text's."""
 
     def __init__(self, model, batch_size):
         self.model = model
@@ -282,10 +269,8 @@ class Cache:
 
     def next_logits(self, text):
         """Return the logits (B, vocab_size) of what follows text (B, T), reading what is new in it.
-
         Positions can't slide: when the block is full, the cache is emptied and the newest half of
-        a block is read as if it were the beginning of the text.
-        """
+        a block is read as if it were the beginning of the text."""
         block_size = self.model.config.block_size
         unread = text[:, self.n_read:][:, -block_size:]
         if self.length + unread.size(1) > block_size:
@@ -321,9 +306,8 @@ def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
 
 # ---- plumbing: skip on a first reading ----
 
-# Shapes by name: GPT-2's four as published, and GPT-3's eight from Table 2.1 of Brown et al. 2020,
-# except for two rows whose heads don't divide their width: 1.3B has 16 heads instead of 24, and 13B
-# a width of 5120 instead of 5140.
+# GPT-2's shapes as published; GPT-3's from Table 2.1 of Brown et al. 2020, except for two whose
+# heads don't divide their width: there 1.3B has 24 heads, and 13B a width of 5140.
 SIZES = {
     "gpt2": dict(n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium": dict(n_layer=24, n_head=16, n_embd=1024),
@@ -347,67 +331,51 @@ def choose_device(device="auto", dtype="auto"):
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = f"{device=} is not available, try 'auto' or 'cpu': {error!s:.99}"
-        raise ValueError(reason) from error
+        raise ValueError(f"{device=} is not available, try 'auto' or 'cpu': "
+                         f"{error!s:.99}") from error
     device = torch.device(device)
     if dtype == "auto":
         dtype = "float32"
         if device.type == "cuda":
             dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-        elif device.type == "cpu" and cpu_is_faster_in_bfloat16():
-            dtype = "bfloat16"
+        elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # in new PyTorch
+            # Faster with AMX, or with AVX512-BF16 on AMD (Intel has AVX512-FP16, too).
+            has = torch.cpu.get_capabilities()
+            if has.get("amx_bf16") or (has.get("avx512_bf16") and not has.get("avx512_fp16")):
+                dtype = "bfloat16"
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
     return device, getattr(torch, dtype)
 
 
-def cpu_is_faster_in_bfloat16():
-    """True with AMX, and with AVX512-BF16 on AMD, but not on Intel without AMX."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # older PyTorch can't tell
-        return False
-    has = torch.cpu.get_capabilities()
-    is_intel = has.get("avx512_fp16", False)
-    return has.get("amx_bf16", False) or (has.get("avx512_bf16", False) and not is_intel)
-
-
-# Kernels: what the plain lines of the story compute, faster on some device.
-
 class Dropout(nn.Dropout):
-    """nn.Dropout, but random numbers that cost a CPU as much as a matrix product are cheap here.
-
-    On a CPU one random byte decides on an element, so p is rounded to a multiple of 1/256 (0.05 to
-    13/256 = 0.0508); what is kept is scaled by that, so that the expected value is unchanged.
-    """
+    """nn.Dropout, whose random numbers cost a CPU as much as a matrix product, made cheap there: a
+    random byte decides on each element, so p is rounded to a multiple of 1/256 (0.05 to 0.0508)."""
 
     def forward(self, x):
         if not (self.training and self.p > 0 and x.is_cpu):
             return super().forward(x)
         n_dropped = max(1, round(256 * self.p))  # of the 256 values of a byte
         noise = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-2**63, None)  # 8 bytes
-        noise = noise.view(torch.uint8)[:x.numel()].view(x.shape)
-        kept = noise >= n_dropped
-        return x * kept.to(x.dtype).mul_(256 / (256 - n_dropped))
+        kept = noise.view(torch.uint8)[:x.numel()].view(x.shape) >= n_dropped
+        return x * kept.to(x.dtype).mul_(256 / (256 - n_dropped))  # the expected value stays
 
 
 def attention(q, k, v, is_causal=True, mask=None):
-    """Scaled dot-product attention: (B, n_head, T, head_dim) queries -> (B, n_head, T, head_dim).
-
-    Plainly, for a mask (T, S) that is True where a query may look:
+    """Attend with q (B, n_head, T, head_dim) to k, v (B, n_head, S, head_dim). Plainly, for a mask
+    (T, S) that is True where a query may look:
         scores = (q @ k.mT / math.sqrt(head_dim)).masked_fill(~mask, -math.inf)
         return F.softmax(scores, dim=-1) @ v
-    GPT-2 also dropped attention weights in training, which no fast CPU kernel can do.
-    """
+    GPT-2 also dropped attention weights in training, which no fast CPU kernel can do."""
     if torch.is_autocast_enabled("cpu") and q.is_cpu and q.requires_grad and q.size(2) < 256:
         # For short contexts, the CPU's backward kernel takes twice as long in bfloat16.
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask,
-                                                  is_causal=is_causal)
+            return attention(q.float(), k.float(), v.float(), is_causal, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
 
 
 def linear_cross_entropy(x, weight, targets):
     """Return the mean loss of x (B, T, C) with targets (B, T), of which -1 doesn't count. Plainly:
-
         logits = F.linear(x, weight).flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten(), ignore_index=-1)
     """
@@ -423,11 +391,8 @@ def linear_cross_entropy(x, weight, targets):
 
 
 def rounded(weight, dtype):
-    """Return the output matrix in dtype, minus its mean row where dtype is less than float32.
-
-    GPT-2's logits are near -100, where bfloat16 is precise to 0.5. Softmax ignores what all logits
-    have in common, so that is taken off before rounding.
-    """
+    """Return the output matrix in dtype, minus its mean row if that is less precise: GPT-2's logits
+    are near -100, where bfloat16 has steps of 0.5. Softmax ignores what all have in common."""
     if weight.dtype == dtype:
         return weight
     return (weight - weight.mean(dim=0).detach()).to(dtype)
@@ -443,12 +408,9 @@ def padded_cross_entropy(x, matrix, targets):
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """F.cross_entropy(F.linear(x, weight), targets, reduction="sum"), a few positions at a time.
-
-    The logits of all positions would be by far the largest tensor. So the forward pass computes
-    the gradients of x and weight too, chunk by chunk, and backward only scales them: once, since
-    it does so in place.
-    """
+    """F.cross_entropy(F.linear(x, weight), targets, reduction="sum"), a few positions at a time, as
+    the logits of all would be by far the largest tensor. So the forward pass computes the gradients
+    of x and weight too, and backward only scales them: once, since that is in place."""
 
     @staticmethod
     def forward(ctx, x, weight, targets, needs_backward):  # (N, C), (V, C), (N,) -> ()
@@ -481,12 +443,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 @torch.no_grad()
 def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processes=1,
             interrupted=lambda: False):
-    """Return (sum of the losses in nats, number of targets) of tokens in windows.
-
-    A window (begin, first, end) predicts tokens[first:end] from what precedes each of them, as far
-    back as begin. loss_of(inputs, targets) is the mean loss. All batches have one shape, padded
-    with targets of -1. FSDP needs all processes each time, so that some measure an empty batch.
-    """
+    """Return (sum of the losses in nats, number of targets). A window (begin, first, end) predicts
+    tokens[first:end] from what precedes each, as far back as begin. loss_of(inputs, targets) is the
+    mean loss. Batches have one shape, padded with targets of -1. FSDP needs all processes each
+    time, so that some measure an empty batch."""
     nats, n_targets = 0.0, 0
     n_batches = math.ceil(len(windows) / batch_size)
     for i in range(rank, math.ceil(n_batches / n_processes) * n_processes, n_processes):
@@ -505,8 +465,6 @@ def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processe
     return nats, n_targets
 
 
-# Generation: random numbers, packed weights, a CUDA graph, beams.
-
 def uniform_rows(batch_size, generator=None):
     """Yield uniform random numbers (batch_size, 1) for ever, from a generator for each row."""
     device = "cpu" if generator is None else generator.device
@@ -517,21 +475,22 @@ def uniform_rows(batch_size, generator=None):
         yield from numbers.split(1, dim=1)
 
 
-def new_cache(model, batch_size, compile=False):
-    """Return the Cache that is the fastest for generating so many texts."""
-    if model.training:
-        return Cache(model, batch_size)
-    if model.transformer.wte.weight.is_cpu:
-        return CPUCache(model, batch_size)
-    return CUDAGraphCache(model, batch_size) if compile else Cache(model, batch_size)
-
-
 def count_tokens(tokenizer):
     """Return how many ids a tokenizer has, or None without one."""
     if tokenizer is None:
         return None
     special = tokenizer.get("special", {"": len(tokenizer["tokens"])})
     return 1 + max(len(tokenizer["tokens"]) - 1, *special.values())
+
+
+def new_cache(model, batch_size, compile=False):
+    """Return the Cache that is the fastest for generating so many texts."""
+    weight = model.transformer.wte.weight
+    if model.training or hasattr(weight, "full_tensor"):  # sharded by FSDP
+        return Cache(model, batch_size)
+    if weight.is_cpu:
+        return CPUCache(model, batch_size)
+    return CUDAGraphCache(model, batch_size) if compile else Cache(model, batch_size)
 
 
 def for_inference(model, device, dtype):
@@ -564,9 +523,35 @@ class Int8Linear(nn.Module):
         return torch.ops.quantized.linear_dynamic(x, self.packed, reduce_range=True)
 
 
+class CPUCache(Cache):
+    """A cache that reads a single new token in fewer operations, with packed weights. They are the
+    weights of the moment at which the text begins; the model itself is left alone."""
+
+    blocks = None
+
+    def read(self, ids):  # (B, T) -> (B, vocab_size)
+        if ids.size(1) > 1 or self.length == 0:
+            return super().read(ids)
+        (B, _), end, model = ids.shape, self.length + 1, self.model
+        if self.blocks is None:
+            self.lm_head = packed(model.lm_head, B)
+            self.blocks = [[packed(layer, B) for layer in (
+                block.ln_1, block.attn.c_attn, block.attn.c_proj,
+                block.ln_2, block.mlp.c_fc, block.mlp.c_proj)] for block in model.transformer.h]
+        x = model.transformer.wte(ids[:, 0]) + model.transformer.wpe.weight[self.length]
+        for past, (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj) in zip(self.past, self.blocks):
+            qkv = c_attn(ln_1(x)).view(B, 3, model.config.n_head, 1, -1).transpose(0, 1)
+            past[:, :, :, self.length:end] = qkv[1:]
+            y = F.scaled_dot_product_attention(qkv[0], past[0, :, :, :end], past[1, :, :, :end])
+            x = x + attn_proj(y.reshape(B, -1))
+            x = x + mlp_proj(F.gelu(c_fc(ln_2(x)), approximate="tanh"))
+        self.length = end
+        return self.lm_head(model.transformer.ln_f(x))
+
+
 def packed(layer, n_rows):
-    """Return the function of a linear layer, for inputs of n_rows rows. On a CPU it has a copy of
-    large weights in the order in which oneDNN's kernels for few rows read them: twice as fast."""
+    """Return the function of a layer for inputs of n_rows rows. On a CPU, that of a large nn.Linear
+    has its weights in the order in which oneDNN's kernels for few rows read them: twice as fast."""
     if not isinstance(layer, nn.Linear):
         return layer.forward
     weight, bias = layer.weight.detach(), layer.bias
@@ -578,48 +563,17 @@ def packed(layer, n_rows):
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], "")
 
 
-class CPUCache(Cache):
-    """A cache that reads a single new token in fewer operations, with packed weights. They are the
-    weights of the moment at which the text begins; the model itself is left alone."""
-
-    blocks = None
-
-    def read(self, ids):  # (B, T) -> (B, vocab_size)
-        if ids.size(1) > 1 or self.length == 0:
-            return super().read(ids)
-        if self.blocks is None:
-            self.pack(len(ids))
-        (B, _), end = ids.shape, self.length + 1
-        x = self.model.transformer.wte(ids[:, 0]) + self.model.transformer.wpe.weight[self.length]
-        for past, (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj) in zip(self.past, self.blocks):
-            qkv = c_attn(ln_1(x)).view(B, 3, self.model.config.n_head, 1, -1).transpose(0, 1)
-            past[:, :, :, self.length:end] = qkv[1:]
-            y = F.scaled_dot_product_attention(qkv[0], past[0, :, :, :end], past[1, :, :, :end])
-            x = x + attn_proj(y.reshape(B, -1))
-            x = x + mlp_proj(F.gelu(c_fc(ln_2(x)), approximate="tanh"))
-        self.length = end
-        return self.lm_head(self.model.transformer.ln_f(x))
-
-    def pack(self, n_rows):
-        self.blocks = [(block.ln_1, packed(block.attn.c_attn, n_rows),
-                        packed(block.attn.c_proj, n_rows), block.ln_2,
-                        packed(block.mlp.c_fc, n_rows), packed(block.mlp.c_proj, n_rows))
-                       for block in self.model.transformer.h]
-        self.lm_head = packed(self.model.lm_head, n_rows)
-
-
 class CUDAGraphCache(Cache):
-    """A cache that records the step for one token as a CUDA graph and replays it.
+    """A cache that replays the step for one token as a CUDA graph. Nothing in one may change its
+    shape, so a step attends to a window of 128, 256, ... positions (with a graph each) and masks
+    what is not filled yet. Without CUDA it just runs."""
 
-    Nothing in a graph may change its shape, so a step attends to a window of 128, 256, ...
-    positions (with a graph each) and masks what is not filled yet. Without CUDA it just runs.
-    """
+    window = None  # positions that a step of fixed shape attends to
 
     def __init__(self, model, batch_size):
         super().__init__(model, batch_size)
         self.position = torch.zeros(1, dtype=torch.int64, device=self.past.device)
-        self.ids = torch.zeros(batch_size, 1, dtype=torch.int64, device=self.past.device)
-        self.window = None  # positions that a step of fixed shape attends to
+        self.ids = self.position.repeat(batch_size, 1)
         self.graphs = {}  # window -> (graph, its logits)
 
     def update(self, layer, k, v):
@@ -640,13 +594,13 @@ class CUDAGraphCache(Cache):
         self.window = min(self.model.config.block_size, (self.length // 128 + 1) * 128)
         self.ids.copy_(ids)
         self.position.fill_(self.length)
-        if not ids.is_cuda:
-            logits = self.step()
-        else:
+        if ids.is_cuda:
             if self.window not in self.graphs:
                 self.graphs[self.window] = self.record()
             graph, logits = self.graphs[self.window]
             graph.replay()
+        else:
+            logits = self.step()
         self.window = None
         self.length += 1
         return logits.clone()
@@ -669,11 +623,9 @@ class CUDAGraphCache(Cache):
 
 @torch.inference_mode()
 def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token=None):
-    """Search for likely continuations of idx (1, T), keeping the most likely beams at each step.
-
-    Returns [(ids, log-probability of what follows idx)], with the best log-probability / length **
-    length_penalty first. A beam with eos_token is complete.
-    """
+    """Return [(ids, log-probability of what follows idx)] for idx (1, T), keeping the most likely
+    beams at each step; the best log-probability / length ** length_penalty is the first. A beam
+    with eos_token is complete."""
     vocab_size = model.config.vocab_size
     cache = new_cache(model, beams)
     texts = idx.expand(beams, -1)
@@ -697,38 +649,28 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
         if done.all():
             break
     ranks = (scores / lengths.clamp(min=1) ** length_penalty).flatten()
-    found = []
-    for i in ranks.argsort(descending=True, stable=True):
-        if scores[i] > -math.inf:
-            found.append((texts[i, :idx.size(1) + lengths[i]].tolist(), scores[i].item()))
-    return found
+    return [(texts[i, :idx.size(1) + lengths[i]].tolist(), scores[i].item())
+            for i in ranks.argsort(descending=True, stable=True) if scores[i] > -math.inf]
 
-
-# Snapshots (train.py writes them).
 
 def read_snapshot(path, **changes):
     """Return a snapshot's dict with its "model", whose config has the changes; or ValueError."""
-    with named_errors(path):
+    with prepare.named_errors(path):
         snapshot = torch_load(path, mmap=False)
         if "model_args" in snapshot:
-            snapshot = from_nanogpt(snapshot)
+            print("note: nanoGPT computes GELU exactly, this model its tanh form, as GPT-2 does: "
+                  "the loss differs slightly", file=sys.stderr)
+            is_gpt2 = snapshot["model_args"]["vocab_size"] >= 50257
+            snapshot = dict(format_version=2, model_config=snapshot["model_args"],
+                            model_state_dict=snapshot["model"],
+                            tokenizer=prepare.gpt2_tokenizer() if is_gpt2 else None)
         if snapshot.get("format_version") != 2:
             raise ValueError("not a snapshot of this version of train.py (format_version 2)")
         model = GPT(GPTConfig(**snapshot["model_config"] | changes))
-        model.load_state_dict(dict(snapshot["model_state_dict"]))
+        state = snapshot["model_state_dict"]
+        model.load_state_dict({re.sub(PREFIXES, "", key): state[key] for key in state})
         model.tokenizer = snapshot["tokenizer"]
-        snapshot["model"] = model
-    return snapshot
-
-
-def from_nanogpt(checkpoint):
-    """Return nanoGPT's ckpt.pt as a snapshot."""
-    print("note: nanoGPT computes GELU exactly, this model its tanh form, as GPT-2 does: the loss "
-          "differs slightly", file=sys.stderr)
-    state = {re.sub(PREFIXES, "", key): tensor for key, tensor in checkpoint["model"].items()}
-    tokenizer = gpt2_tokenizer() if checkpoint["model_args"]["vocab_size"] >= 50257 else None
-    return dict(format_version=2, model_config=checkpoint["model_args"], model_state_dict=state,
-                tokenizer=tokenizer)
+    return snapshot | {"model": model}
 
 
 def find_snapshot(out_dir, which="auto"):
@@ -741,14 +683,14 @@ def find_snapshot(out_dir, which="auto"):
     for path in paths.values():
         if path.exists():
             return path
-    raise ValueError(f"there is no snapshot in {out_dir}: python train.py makes one")
+    raise ValueError(f"there is no snapshot in {out_dir}: python train.py makes one (the model of "
+                     "another tool has a config.json)")
 
 
 def snapshots_newest_first(out_dir):
     found = Path(out_dir).glob("snapshots/snapshot_step_*.pt")
-    steps = {path: path.stem.rpartition("_")[2] for path in found}
-    return sorted((path for path in steps if steps[path].isdigit()),
-                  key=lambda path: int(steps[path]), reverse=True)
+    paths = {path.stem.removeprefix("snapshot_step_"): path for path in found}
+    return [paths[step] for step in sorted(filter(str.isdigit, paths), key=int, reverse=True)]
 
 
 def torch_load(path, mmap=True):
@@ -760,8 +702,6 @@ def torch_load(path, mmap=True):
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
 
 
-# GPT-2 from elsewhere.
-
 # What config.json has to say of a model that is a GPT-2, if it mentions it:
 GPT2 = dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilon=1e-5,
             scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
@@ -771,8 +711,6 @@ CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's, OpenAI's
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                 "checkpoint", "model.ckpt.index")
 PREFIXES = r"^(module\.|_orig_mod\.)+"  # of DDP's and torch.compile's wrappers
-# What is in the files, but not in the model: the causal mask of old ones, GPT2DoubleHeadsModel's.
-IGNORED = r"\.attn\.(masked_)?bias$|^multiple_choice_head\."
 
 
 def load_pretrained(name, dropout):
@@ -781,38 +719,37 @@ def load_pretrained(name, dropout):
         path = find_snapshot(path)
     if path.suffix == ".pt":
         return read_snapshot(path, dropout=dropout)["model"]
-    with named_errors(name):
+    with prepare.named_errors(name):
         folder = path if path.is_dir() else hub_folder(name)
-        model = load_weights(folder, read_config(folder, dropout))
-        with suppress(OSError):  # GPT-2's own vocabulary may not be available
-            model.tokenizer = read_tokenizer(folder, model.config.vocab_size)
+        model = load_weights(folder, dropout)
+        try:
+            model.tokenizer = prepare.read_tokenizer(folder, model.config.vocab_size)
+        except OSError as error:  # GPT-2's own vocabulary may not be available
+            print(f"note: the model has no tokenizer: {error}", file=sys.stderr)
     return model
 
 
-def read_config(folder, dropout):
+def load_weights(folder, dropout):
+    """Return the model of a folder with config.json (or hparams.json) and weights."""
     path = next(folder / name for name in CONFIG_FILES if (folder / name).exists())
-    about = json.loads(path.read_bytes())
-    if about.get("activation_function") == "gelu_pytorch_tanh":  # another name of the same
-        about["activation_function"] = "gelu_new"
+    # One activation function has two names.
+    about = json.loads(path.read_bytes().replace(b'"gelu_pytorch_tanh"', b'"gelu_new"'))
     n_embd, n_inner = about.get("n_embd"), about.get("n_inner")
-    expected_values = {**GPT2, "n_inner": n_inner and 4 * n_embd, "quantization_config": None}
+    expected_values = GPT2 | {"n_inner": n_inner and 4 * n_embd, "quantization_config": None}
     for key, expected in expected_values.items():
         if about.get(key, expected) != expected:
             raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {expected!r}")
-    return GPTConfig(about.get("n_positions", about.get("n_ctx")),
-                     about.get("vocab_size", about.get("n_vocab")), about.get("n_layer"),
-                     about.get("n_head"), n_embd, dropout)
-
-
-def load_weights(folder, config):
+    config = GPTConfig(about.get("n_positions", about.get("n_ctx")),
+                       about.get("vocab_size", about.get("n_vocab")), about.get("n_layer"),
+                       about.get("n_head"), n_embd, dropout)
     readers = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
     state = {}
     for path in weight_files(folder):
         found = readers[path.suffix](path)
         for key, tensor in found.get("model", found).items():
             key = re.sub(PREFIXES, "", key)
-            if re.search(IGNORED, key):
-                continue
+            if re.search(r"\.attn\.(masked_)?bias$|^multiple_choice_head\.", key):
+                continue  # the causal mask of old files, GPT2DoubleHeadsModel's
             if not key.startswith(("transformer.", "lm_head.")):
                 key = f"transformer.{key}"
             # GPT-2 stores the matrices in its blocks as (in, out), nn.Linear as (out, in).
@@ -824,8 +761,7 @@ def load_weights(folder, config):
     n_numbers = sum(tensor.numel() for tensor in state.values())
     n_bytes = sum(os.path.getsize(path) for path in folder.iterdir())
     if config.n_layer > len(state) or n_numbers > n_bytes:
-        raise ValueError(f"{n_bytes} bytes of files can't hold n_layer={config.n_layer}, "
-                         f"{n_numbers} numbers")
+        raise ValueError(f"{n_bytes} bytes can't hold {config.n_layer=}, {n_numbers} numbers")
     with torch.device("meta"):  # neither initialized nor in memory
         model = GPT(config)
     model.load_state_dict(state, assign=True)
@@ -861,9 +797,8 @@ def hub_folder(name):
     cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
     cache /= "models--" + model.replace("/", "--")
     branch = cache / "refs" / (revision or "main")  # holds the commit of a branch
-    revision = branch.read_text().strip() if branch.exists() else revision or "main"
+    revision = branch.read_text().strip() if branch.exists() else branch.name
     folder = cache / "snapshots" / revision
-    token = os.environ.get("HF_TOKEN")
 
     def get(name):
         if (folder / name).exists():
@@ -871,8 +806,9 @@ def hub_folder(name):
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             raise OSError(f"{folder / name} is missing, and HF_HUB_OFFLINE is set")
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        download(f"{endpoint}/{model}/resolve/{revision}/{name}", folder / name,
-                 {"Authorization": f"Bearer {token}"} if token else None)
+        token = os.environ.get("HF_TOKEN")
+        prepare.download(f"{endpoint}/{model}/resolve/{revision}/{name}", folder / name,
+                         {"Authorization": f"Bearer {token}"} if token else None)
 
     get("config.json")
     for name in ("tokenizer.json", *WEIGHT_FILES[:3]):
@@ -903,11 +839,10 @@ def read_safetensors(path):
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         if entry["dtype"] not in dtypes:
             raise ValueError(f"{name} is {entry['dtype']}, a quantized format: expected floats")
-        tensor = memory_map(path, end, dtypes[entry["dtype"]], entry["shape"])
-        if entry["data_offsets"] != [end - start, end - start + tensor.nbytes]:
+        weights[name] = memory_map(path, end, dtypes[entry["dtype"]], entry["shape"])
+        begin, end = end, end + weights[name].nbytes
+        if entry["data_offsets"] != [begin - start, end - start]:
             raise ValueError(f"{path.name}: {name} doesn't fit its entry in the header, {entry}")
-        weights[name] = tensor
-        end += tensor.nbytes
     if end != size:
         raise ValueError(f"{path.name} has {size} bytes, its header describes {end}")
     return weights
@@ -916,18 +851,56 @@ def read_safetensors(path):
 def read_tensorflow(path):
     """Return {name: tensor} of the model in a TensorFlow checkpoint (V2). path is its index: a
     sorted table (LevelDB's) of variable name -> protocol buffer, which says where it is."""
+
+    def read_number(file):  # seven bits a byte, the lowest first; the eighth says that more follow
+        byte, = file.read(1)
+        return byte if byte < 128 else byte - 128 + (read_number(file) << 7)
+
+    def read_fields(data):  # of a protocol buffer -> {number: [values]}
+        file, found = io.BytesIO(data), {}
+        while file.tell() < len(data):
+            number, kind = divmod(read_number(file), 8)
+            value = file.read(4) if kind == 5 else read_number(file)
+            if kind == 2:  # that was the length
+                value = file.read(value)
+            found.setdefault(number, []).append(value)
+        return found
+
+    def checksum(data):  # CRC-32C (Castagnoli) as TensorFlow stores it, four bytes
+        crc = 0xFFFFFFFF
+        for byte in data:
+            crc ^= byte
+            for _ in range(8):
+                crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+        crc ^= 0xFFFFFFFF
+        rotated = (crc >> 15) | (crc << 17)
+        return ((rotated + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+
+    def read_table(handle):  # offset and size of a block -> {key: value}
+        offset, size = read_number(handle), read_number(handle)
+        end = offset + size + 1
+        block = index[offset:end]
+        if checksum(block) != index[end:end + 4] or block[-1] != 0:
+            raise ValueError(f"{path.name} is damaged, or compressed")
+        n_restarts = int.from_bytes(block[-5:-1], "little")
+        file, found, key = io.BytesIO(block), {}, b""
+        while file.tell() < size - 4 - 4 * n_restarts:
+            n_shared, n_more, n_value = (read_number(file) for _ in range(3))
+            key = key[:n_shared] + file.read(n_more)  # a key may begin as the one before does
+            found[key] = file.read(n_value)
+        return found
+
     index = path.read_bytes()
     footer = io.BytesIO(index[-48:])
-    read_varint(footer)  # offset and size of a table that is not needed
-    read_varint(footer)
+    read_number(footer)  # offset and size of a table that is not needed
+    read_number(footer)
     entries = {}
-    for handle in read_table(index, footer, path.name).values():
-        entries |= read_table(index, io.BytesIO(handle), path.name)
+    for handle in read_table(footer).values():
+        entries |= read_table(io.BytesIO(handle))
     n_shards = read_fields(entries.pop(b"")).get(1, [1])[0]
     weights = {}
-    for key, entry in entries.items():
-        name = key.decode()
-        fields = read_fields(entry)
+    for name, entry in entries.items():
+        name, fields = name.decode(), read_fields(entry)
         if not re.fullmatch(r"model/(h\d+/.*/[wbg]|ln_f/[bg]|w[tp]e)", name):
             continue  # the optimizer's
         if 7 in fields:
@@ -936,10 +909,9 @@ def read_tensorflow(path):
         shard, offset = (fields.get(number, [0])[0] for number in (3, 4))
         data = path.with_suffix(f".data-{shard:05d}-of-{n_shards:05d}")
         tensor = memory_map(data, offset, torch.float32, shape[-2:])  # some are (1, n, m)
-        is_intact = fields[1] == [1] and fields[5] == [tensor.nbytes]
-        if is_intact and tensor.nbytes <= 1 << 16:  # checking larger ones would take long
-            is_intact = fields[6] == [masked_crc32c(tensor.numpy().tobytes())]
-        if not is_intact:
+        is_small = tensor.nbytes <= 1 << 16  # checking larger ones would take long
+        if (fields[1] != [1] or fields[5] != [tensor.nbytes] or
+                (is_small and fields[6] != [checksum(tensor.numpy().tobytes())])):
             raise ValueError(f"{name} is damaged, or not float32")
         name = name.replace("model/h", "h.").replace("model/", "").replace("/", ".")
         name = re.sub(r"\.b$", ".bias", name)
@@ -947,63 +919,13 @@ def read_tensorflow(path):
     return weights
 
 
-def read_table(index, handle, name):
-    """Return {key: value} of the block whose offset and size the handle gives."""
-    offset, size = read_varint(handle), read_varint(handle)
-    block = index[offset:offset + size + 1]
-    checksum = index[offset + size + 1:offset + size + 5]
-    if masked_crc32c(block) != checksum or block[-1] != 0:
-        raise ValueError(f"{name} is damaged, or compressed")
-    n_restarts = int.from_bytes(block[-5:-1], "little")
-    file, found, key = io.BytesIO(block), {}, b""
-    while file.tell() < size - 4 - 4 * n_restarts:
-        n_shared = read_varint(file)  # bytes that the key shares with the one before
-        n_more, n_value = read_varint(file), read_varint(file)
-        key = key[:n_shared] + file.read(n_more)
-        found[key] = file.read(n_value)
-    return found
-
-
-def read_fields(data):
-    """Return {number: [values]} of a protocol buffer."""
-    file, found = io.BytesIO(data), {}
-    while file.tell() < len(data):
-        number, kind = divmod(read_varint(file), 8)
-        if kind == 0:
-            value = read_varint(file)
-        else:
-            value = file.read(4 if kind == 5 else read_varint(file))
-        found.setdefault(number, []).append(value)
-    return found
-
-
-def read_varint(file):
-    """Read an integer of seven bits a byte, the lowest first; the eighth says that more follow."""
-    byte, = file.read(1)
-    return byte if byte < 128 else byte - 128 + (read_varint(file) << 7)
-
-
-def masked_crc32c(data):
-    """Return the CRC-32C (Castagnoli) of data as TensorFlow stores it, four bytes."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-    crc ^= 0xFFFFFFFF
-    rotated = (crc >> 15) | (crc << 17)
-    return ((rotated + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
-
-
-# GPT-2 for elsewhere.
-
 def export(model, folder, tokenizer):
     """Write config.json, model.safetensors and the tokenizer's files, all of them or none."""
-    folder = Path(folder)
+    folder, config = Path(folder), model.config
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose another folder")
-    config = model.config
-    end_id = load_tokenizer(tokenizer).eot_token if tokenizer else config.vocab_size - 1
+    encoding = prepare.load_tokenizer(tokenizer) if tokenizer else None
+    end_id = encoding.eot_token if tokenizer else config.vocab_size - 1
     end_tokens = dict(bos_token_id=end_id, eos_token_id=end_id)
     files = {
         "config.json": GPT2 | end_tokens | dict(
@@ -1014,42 +936,32 @@ def export(model, folder, tokenizer):
         "generation_config.json": end_tokens | dict(max_length=config.block_size),
     }
     if tokenizer:
-        end = load_tokenizer(tokenizer).decode([end_id])
-        files |= tokenizer_files(tokenizer)
+        end = encoding.decode([end_id])
+        files |= prepare.tokenizer_files(tokenizer)
         files["tokenizer_config.json"] = dict(
             tokenizer_class="GPT2Tokenizer", model_max_length=config.block_size,
             clean_up_tokenization_spaces=False, bos_token=end, eos_token=end, unk_token=end)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        new = Path(temporary, folder.name)
-        for name, content in files.items():
-            with atomic_write(new / name, "w") as file:
-                file.write(content if isinstance(content, str) else json.dumps(content, indent=2))
-        write_safetensors(new / "model.safetensors", hugging_face_weights(model))
-        os.replace(new, folder)
-
-
-def hugging_face_weights(model):
     weights = {}
     for name, parameter in model.named_parameters():
         tensor = parameter.detach().cpu().float()
         name = name.removeprefix("transformer.")  # as in OpenAI's own file at the hub
-        is_in_a_block = name.startswith("h.")
-        weights[name] = tensor.t() if is_in_a_block and tensor.dim() == 2 else tensor
-        if not model.config.bias and name.startswith(("h.", "ln_f.")):
+        weights[name] = tensor.t() if name.startswith("h.") and tensor.dim() == 2 else tensor
+        if not config.bias and name.startswith(("h.", "ln_f.")):
             weights[name.replace(".weight", ".bias")] = torch.zeros(len(tensor))  # as good as none
-    return weights
-
-
-def write_safetensors(path, weights):
-    header = {"__metadata__": {"format": "pt"}}
-    end = 0
+    header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in weights.items():
         start, end = end, end + tensor.nbytes
         header[name] = dict(dtype="F32", shape=list(tensor.shape), data_offsets=[start, end])
     header = json.dumps(header).encode()
     header += b" " * (-len(header) % 8)
-    with atomic_write(path) as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for tensor in weights.values():
-            file.write(tensor.contiguous().numpy())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        new = Path(temporary, folder.name)
+        for name, content in files.items():
+            with prepare.atomic_write(new / name, "w") as file:
+                file.write(content if isinstance(content, str) else json.dumps(content, indent=2))
+        with prepare.atomic_write(new / "model.safetensors") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for tensor in weights.values():
+                file.write(tensor.contiguous().numpy())
+        os.replace(new, folder)

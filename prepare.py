@@ -36,13 +36,12 @@ input = "input.txt"  # files, folders, globs, URLs, names in config/sources.py, 
 text_key = "text"  # the key of the text in each line of a .jsonl file
 encoding_errors = "strict"  # invalid UTF-8: 'strict' raises an error, 'replace' inserts U+FFFD
 split_on_eot = False  # whether <|endoftext|> in a text ends a document; else it is ordinary text
+val_fraction = 0.1  # fraction of the text held out for validation during training
+test_fraction = 0.1  # fraction held out for one final test
 # tokenizer
 tokenizer = "bpe"  # 'bpe': trained here; 'gpt2': OpenAI's; a folder: that of its model, run or data
 vocab_size = 2048  # tokens of the trained BPE, <|endoftext|> included; 257 is plain bytes
 bpe_sample_mb = 10.0  # train the BPE on so many million characters of the training split
-# splits
-val_fraction = 0.1  # fraction of the text held out for validation during training
-test_fraction = 0.1  # fraction held out for one final test
 # system
 workers = 0  # threads that encode; 0: one per core
 out_dir = "data"  # folder for train.bin, val.bin, test.bin and meta.json
@@ -90,33 +89,36 @@ def train_bpe(word_counts, vocab_size):
             add_pairs(index, -1)
             words[index] = words[index].replace(left + right, chr(ids[token]))
             add_pairs(index, +1)
-        del pair_counts[left, right]
     return tokens
 
 
+class Encoding(tiktoken.Encoding):
+    eot_token = None  # the id of the token that ends a text, <|endoftext|> or another
+
+
 def load_tokenizer(description):
-    """Return the tiktoken.Encoding of {"name", "tokens"}; <|endoftext|> follows the tokens, unless
-    the tokenizer is another model's and has "special": {text: id}."""
+    """Return the Encoding of {"name", "tokens"}; <|endoftext|> follows the tokens, unless the
+    tokenizer is another model's and has "special": {text: id} and "eot_token"."""
     tokens = description["tokens"]
     ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
-    return tiktoken.Encoding(description["name"], pat_str=PATTERN, mergeable_ranks=ranks,
-                             special_tokens=special)
+    encoding = Encoding(description["name"], pat_str=PATTERN, mergeable_ranks=ranks,
+                        special_tokens=special)
+    encoding.eot_token = description.get("eot_token", len(tokens))
+    return encoding
 
 
 def split_by_position(pieces, n_characters):
     """Yield (split, text, False) for the only document: its beginning is for training."""
-    ends = (1 - val_fraction - test_fraction, 1 - test_fraction, 1)
-    position = 0  # of the piece in the document
+    fractions = (1 - val_fraction - test_fraction, 1 - test_fraction, 1)  # where the splits end
+    position = 0  # of the text in the document
     for text, _ in pieces:
-        start = 0
-        for split, fraction in zip(SPLITS, ends):
-            boundary = int(n_characters * fraction)
-            end = max(start, min(len(text), boundary - position))
-            if end > start:
-                yield split, text[start:end], False
-            start = end
-        position += len(text)
+        for split, fraction in zip(SPLITS, fractions):
+            part = text[:max(0, int(n_characters * fraction) - position)]
+            if part:
+                yield split, part, False
+            text = text[len(part):]
+            position += len(part)
 
 
 def split_by_hash(pieces):
@@ -153,7 +155,7 @@ def write_splits(pieces, encoding):
 
 
 def main(arguments=None):
-    globals().update(configure(arguments))
+    configure(arguments)
     paths = list(find_files(input))
 
     # First pass: a single document is split by position, several are assigned by hash.
@@ -178,7 +180,6 @@ def main(arguments=None):
     # Third pass: encode. The new files replace the old ones together, once all are complete.
     n_bytes, digest = write_splits(pieces(), encoding)
     publish(description, encoding, n_bytes, digest)
-    print_summary(encoding)
 
 
 # ---- plumbing: skip on a first reading ----
@@ -188,21 +189,24 @@ TIMEOUT = 30  # seconds without a byte after which a connection counts as broken
 TEXT_ENDINGS = ("", ".txt", ".md", ".rst", ".tex", ".html", ".csv", ".log", ".py", ".c", ".h",
                 ".js", ".raw", ".tokens", ".jsonl")
 COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+CONVERTERS = {".zst": "zstd -dc", ".parquet": "python -c 'import pandas, sys; print(pandas."
+              "read_parquet(sys.argv[1]).to_json(orient=\"records\", lines=True))'"}
 HIDDEN_MEMBER = regex.compile(r"(^|/)\.\w")  # of an archive
 GPT2_CACHE = "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"  # tiktoken's name for GPT-2's vocabulary
+# In tokenizer files, bytes that are not visible characters are written as characters from 256 on.
+HIDDEN = dict(enumerate((i for i in range(256) if i == 32 or not chr(i).isprintable()), 256))
+VISIBLE = {byte: character for character, byte in HIDDEN.items()}
 
 
 def configure(arguments):
-    settings = config.override(__file__, arguments)
-    config.one_of(settings, encoding_errors=("strict", "replace"))
-    name, val, test = (settings[key] for key in ("tokenizer", "val_fraction", "test_fraction"))
-    if name not in ("bpe", "gpt2") and not os.path.exists(name):
-        config.usage(f"tokenizer={name!r}: expected 'bpe', 'gpt2' or an existing folder")
-    if settings["vocab_size"] < 257:
-        config.usage(f"vocab_size={settings['vocab_size']}: expected at least 257")
-    if val + test >= 1:
-        config.usage(f"val_fraction={val} and test_fraction={test} leave nothing to train on")
-    return settings
+    globals().update(config.override(__file__, arguments))
+    config.one_of(globals(), encoding_errors=("strict", "replace"))
+    if tokenizer not in ("bpe", "gpt2") and not os.path.exists(tokenizer):
+        config.usage(f"{tokenizer=}: expected 'bpe', 'gpt2' or an existing folder")
+    if vocab_size < 257:
+        config.usage(f"{vocab_size=}: expected at least 257")
+    if val_fraction + test_fraction >= 1:
+        config.usage(f"{val_fraction=} and {test_fraction=} leave nothing to train on")
 
 
 def count(pieces):
@@ -215,11 +219,10 @@ def count(pieces):
             n_documents += 1
     fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
     if n_characters * min(fraction for fraction in fractions if fraction > 0) < 1:
-        raise ValueError(f"{input} has {n_characters} characters: too few for {val_fraction=}, "
-                         f"{test_fraction=}")
+        raise ValueError(f"{input} has {n_characters} characters: too few to be split")
     if n_marks:
-        print(f"note: {n_marks:,} times {END_OF_TEXT} in the text is taken as ordinary text; with "
-              "--split_on_eot it ends a document", file=sys.stderr)
+        print(f"note: {n_marks:,} times {END_OF_TEXT} is taken as text: see --split_on_eot",
+              file=sys.stderr)
     return n_documents, n_characters
 
 
@@ -235,37 +238,28 @@ def count_words(texts, n_characters):
     return word_counts
 
 
-def token_dtype(encoding):
-    return np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")
-
-
 def encode_in_threads(pieces, encoding):
-    """Yield (split, text as UTF-8, token ids as bytes) for each piece, in order.
-    Only so many pieces are read ahead, so that memory does not grow with the text."""
+    """Yield (split, text as UTF-8, token ids as bytes) for each piece, in order."""
     dtype = token_dtype(encoding)
     end_of_text = dtype.type(encoding.eot_token).tobytes()
 
-    def encode(batch):
-        encoded = []
-        for split, text, is_last in batch:
-            ids = encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype).tobytes()
-            encoded.append((split, text.encode("utf-8"), ids + end_of_text if is_last else ids))
-        return encoded
-
-    def in_batches(items, n):
-        items = iter(items)
-        while batch := list(itertools.islice(items, n)):
-            yield batch
+    def encode(split, text, is_last):
+        ids = encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype).tobytes()
+        return split, text.encode("utf-8"), (ids + end_of_text if is_last else ids)
 
     encoding.encode("\na")  # tiktoken is slow while its first thread is busy; this one will wait
     n_threads = workers or os.cpu_count()
-    with ThreadPoolExecutor(n_threads) as threads:
-        for batches in in_batches(in_batches(pieces, 16), 4 * n_threads):  # 1 is too short a task
-            for batch in threads.map(encode, batches):
-                yield from batch
+    pieces = iter(pieces)
+    with ThreadPoolExecutor(n_threads) as threads:  # few pieces are read ahead, to save memory
+        while ahead := list(itertools.islice(pieces, 64 * n_threads)):
+            batches = [ahead[i:i + 16] for i in range(0, len(ahead), 16)]  # 1 is too short a task
+            for encoded in threads.map(lambda batch: [encode(*piece) for piece in batch], batches):
+                yield from encoded
 
 
-# Files: written completely or not at all, locked, downloaded, checked.
+def token_dtype(encoding):
+    return np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")
+
 
 @contextmanager
 def atomic_write(path, mode="wb"):
@@ -286,8 +280,7 @@ def atomic_write(path, mode="wb"):
 
 
 def lock_folder(folder, rank=0):
-    """Return a file that holds a lock on the folder until it is closed or the process ends.
-    ValueError names the process that holds it already."""
+    """Return a file that holds a lock on the folder until it is closed or the process ends."""
     if os.name == "nt" or rank > 0:
         return None
     import fcntl
@@ -300,8 +293,7 @@ def lock_folder(folder, rank=0):
         raise ValueError(f"{folder} is in use by process {file.read()}: wait for it to end, or "
                          "choose another folder") from error
     file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    print(os.getpid(), end="", file=file, flush=True)
     return file
 
 
@@ -310,7 +302,7 @@ class BrokenFile(ValueError):
 
 
 @contextmanager
-def named_errors(name):
+def named_errors(name, stream=None):
     """Turn whatever a broken file makes a parser raise into one line that begins with its name."""
     try:
         yield
@@ -320,6 +312,9 @@ def named_errors(name):
         reason = " ".join(str(error).split()) or repr(error)
         if isinstance(error, KeyError):
             reason = f"no {reason}"
+        if stream and isinstance(error, UnicodeDecodeError):
+            offset = stream.buffer.tell() - len(error.object) + error.start
+            reason = f"byte {offset} is not UTF-8 (see prepare.py's --encoding_errors)"
         raise BrokenFile(f"{name}: {reason:.250}") from error
 
 
@@ -335,27 +330,19 @@ def fingerprint(path):
 
 
 def download(url, path, headers=None):
-    """Download url to the file path, completely or not at all. Interrupted downloads resume.
-    Length and Hugging Face's sha256 are checked. OSError is one line with the address."""
+    """Download url to the file path, completely or not at all. Interrupted downloads resume."""
     import requests  # here, since importing it takes as long as preparing a small text
     part = Path(f"{path}.part{os.environ.get('RANK', '')}")  # one for each process of torchrun
     part.parent.mkdir(parents=True, exist_ok=True)
     for delay in (*RETRY_DELAYS, None):  # None: this attempt is the last
         try:
-            expected = fetch(url, part, headers or {})
-            with open(part, "rb") as file:
-                os.fsync(file.fileno())
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if expected not in (None, found):
-                part.unlink()
-                raise requests.ConnectionError("sha256 mismatch")
+            fetch(url, part, headers or {})
             return os.replace(part, path)
-        except requests.RequestException as error:
+        except requests.RequestException as error:  # also a ValueError if the URL is invalid
             status = getattr(error.response, "status_code", None)
             reason = f"status {status}" if status else f"no connection, {error!r:.150}"
             message = f"{url}: {reason}: check the address, the network and HF_TOKEN"
-            is_final = status in (401, 403, 404) or isinstance(error, ValueError)  # invalid URL
-            if is_final or delay is None:
+            if delay is None or status in (401, 403, 404) or isinstance(error, ValueError):
                 raise (FileNotFoundError if status == 404 else OSError)(message) from error
             print(f"{message}; retrying in {delay} s", file=sys.stderr)
             time.sleep(delay)
@@ -364,7 +351,7 @@ def download(url, path, headers=None):
 
 
 def fetch(url, part, headers):
-    """Append what the file part lacks of url; return the sha256 the server promises, or None."""
+    """Append what the file part lacks of url; check its length and Hugging Face's sha256."""
     import requests
     size = part.stat().st_size if part.exists() else 0
     headers = {**headers, "Accept-Encoding": "identity", "Range": f"bytes={size}-"}
@@ -385,13 +372,16 @@ def fetch(url, part, headers):
                       file=sys.stderr, end="\n" if size == total else "  \r")
     if size < total or promised not in ("", "*", str(size)):
         raise requests.ConnectionError(f"{size:,} of {total:,} bytes came")
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     # Hugging Face sends the sha256 of a large (LFS) file with the redirect to its storage.
-    for each in (*response.history, response):
-        if found := regex.search("[0-9a-f]{64}", each.headers.get("X-Linked-Etag", "")):
-            return found[0]
+    for answer in (*response.history, response):
+        expected = regex.search("[0-9a-f]{64}", answer.headers.get("X-Linked-Etag", ""))
+        if expected and expected[0] != found:
+            part.unlink()
+            raise requests.ConnectionError("sha256 mismatch")
 
-
-# Sources: from --input to documents.
 
 def find_files(sources):
     """Yield the paths of all files that --input stands for; what is remote is downloaded first."""
@@ -400,7 +390,7 @@ def find_files(sources):
             source = SOURCES.get(source, source)
         digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]  # URLs may end alike
         copy = f"data/downloads/{digest}-{os.path.basename(source.split('?')[0])}"
-        found = [source] if os.path.exists(source) else glob.glob(source, recursive=True)
+        found = [source] if os.path.exists(source) else [copy, *glob.glob(source, recursive=True)]
         if source.startswith("-"):  # standard input, kept because it is read three times
             with atomic_write(copy) as file:
                 while block := os.read(0, 1 << 20):
@@ -410,10 +400,8 @@ def find_files(sources):
             found = [path for path in Path(source).rglob("*")
                      if "/." not in f"/{path.relative_to(source)}"
                      and (not path.is_dir() or os.listdir(path))]  # raises, where rglob is silent
-        elif "://" in source:
-            if not os.path.exists(copy):
-                download(source, copy)
-            found = [copy]
+        elif "://" in source and not os.path.exists(copy):
+            download(source, copy)
         found = sorted(str(path) for path in found if os.path.isfile(path))
         if not found:
             raise FileNotFoundError(2, "No such file or directory, or an empty one", source)
@@ -425,14 +413,9 @@ def documents(paths):
     for path in paths:
         with named_errors(path), open(path, "rb") as file:
             for name, stream, is_jsonl in members(path, file):
-                with named_errors(name):
-                    try:
-                        pieces = json_texts(stream) if is_jsonl else text_pieces(stream)
-                        yield from split_at_marks(pieces)
-                    except UnicodeDecodeError as error:
-                        offset = stream.buffer.tell() - len(error.object) + error.start
-                        raise ValueError(f"byte {offset} is not UTF-8 (see prepare.py's "
-                                         "--encoding_errors)") from error
+                pieces = json_texts(stream) if is_jsonl else text_pieces(stream)
+                with named_errors(name, stream):
+                    yield from split_at_marks(pieces)
 
 
 def members(name, file, inner_name=None):
@@ -455,11 +438,11 @@ def members(name, file, inner_name=None):
         for member in archive.infolist():
             if not member.is_dir() and not HIDDEN_MEMBER.search(member.filename):
                 yield from members(f"{name}/{member.filename}", archive.open(member))
-    elif ending in TEXT_ENDINGS or name.endswith("-.jsonl"):
+    elif ending in TEXT_ENDINGS:
         yield name, io.TextIOWrapper(file, "utf-8", encoding_errors, "\n"), ending == ".jsonl"
-    elif ending in (".zst", ".parquet"):
-        raise BrokenFile(f"{name}: convert {ending} to text or .jsonl, for instance by "
-                         f"zstd -dc {name} | python prepare.py --input=-.jsonl (or -)")
+    elif ending in CONVERTERS:
+        raise BrokenFile(f"{name}: convert {ending} to .jsonl or text: {CONVERTERS[ending]} "
+                         f"{name} | python prepare.py --input=-.jsonl (or --input=- for text)")
     else:
         raise BrokenFile(f"{name}: expected a name that ends in one of{' '.join(TEXT_ENDINGS)} "
                          ".gz .bz2 .xz .tgz .tar .zip")
@@ -504,8 +487,6 @@ def split_at_marks(pieces):
                 is_open = not ends
 
 
-# meta.json: what the .bin files are. Writing it is the moment from which new data counts.
-
 def read_meta(folder):
     """Return the content of meta.json, or None without one; ValueError if it is damaged."""
     path = Path(folder, "meta.json")
@@ -523,57 +504,46 @@ def sealed(meta):  # -> meta with a sha256 of itself
 
 
 def publish(description, encoding, n_bytes, digest):
-    """Write meta.json for the .bin.new files in out_dir, then give them their names."""
+    """Write meta.json for the .bin.new files in out_dir, give them their names, and report."""
+    dtype = token_dtype(encoding)
     splits = {}
     for split in SPLITS:
         new = f"{out_dir}/{split}.bin.new"
-        n_tokens = os.path.getsize(new) // token_dtype(encoding).itemsize
+        n_tokens = os.path.getsize(new) // dtype.itemsize
         splits[split] = dict(tokens=n_tokens, bytes=n_bytes[split], fingerprint=fingerprint(new))
     source = dict(name=input, bytes=sum(n_bytes.values()), sha256=digest)
-    meta = dict(vocab_size=encoding.n_vocab, dtype=token_dtype(encoding).name, splits=splits,
+    meta = dict(vocab_size=encoding.n_vocab, dtype=dtype.name, splits=splits,
                 tokenizer=description, source=source)
-    with atomic_write(f"{out_dir}/meta.json", "w") as file:
+    with atomic_write(f"{out_dir}/meta.json", "w") as file:  # from now on, the new data counts
         json.dump(sealed(meta), file)
     finish_publishing(out_dir)
 
-
-def finish_publishing(folder):
-    """Rename every X.bin.new that meta.json describes to X.bin. Whoever comes after a prepare.py
-    that was interrupted in between does this, so no folder holds a mix of old and new data."""
-    splits = {}
-    with suppress(ValueError):
-        splits = (read_meta(folder) or {}).get("splits", {})
-    for new in Path(folder).glob("*.bin.new"):
-        split = new.name.removesuffix(".bin.new")
-        if split in splits and fingerprint(new) == splits[split]["fingerprint"]:
-            os.replace(new, new.with_suffix(""))
-
-
-def print_summary(encoding):
-    dtype = token_dtype(encoding)
     print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {dtype.name})")
     print(f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}")
-    for split, about in read_meta(out_dir)["splits"].items():
-        n_tokens, n_bytes = about["tokens"], about["bytes"]
-        print(f"{split:6}{n_tokens:14,}{n_bytes:16,}{n_bytes / max(1, n_tokens):14.2f}")
-        if n_tokens == 0 and globals()[f"{split}_fraction"] > 0:
-            print(f"note: no document's hash falls into {split}: raise {split}_fraction, or join "
-                  "the documents into one file, which is split by position", file=sys.stderr)
+    for split, about in splits.items():
+        ratio = about["bytes"] / max(1, about["tokens"])
+        print(f"{split:6}{about['tokens']:14,}{about['bytes']:16,}{ratio:14.2f}")
+        if about["tokens"] == 0 and globals()[f"{split}_fraction"] > 0:
+            print(f"note: no document falls into {split}: raise {split}_fraction, or join them "
+                  "in one file", file=sys.stderr)
     learned = [repr(encoding.decode([i])) for i in range(256, encoding.eot_token)]
     print("tokens learned:", *learned[:8], "...", *learned[-8:])
     cache = os.getenv("TIKTOKEN_CACHE_DIR", os.getenv("TMPDIR", "/tmp") + "/data-gym-cache")
     if os.path.exists(f"{cache}/{GPT2_CACHE}"):  # nothing is downloaded for a comparison
         text = encoding.decode(np.fromfile(f"{out_dir}/val.bin", dtype, 1 << 18).tolist())
-        gpt2_ids = load_tokenizer(gpt2_tokenizer()).encode(text, allowed_special="all")
-        ratio = len(text.encode("utf-8")) / max(1, len(gpt2_ids))
-        print(f"GPT-2's tokenizer, for comparison: {ratio:.2f} bytes/token (beginning of val)")
+        with suppress(OSError):  # a cached file that is damaged
+            gpt2_ids = load_tokenizer(gpt2_tokenizer()).encode(text, allowed_special="all")
+            ratio = len(text.encode("utf-8")) / max(1, len(gpt2_ids))
+            print(f"GPT-2's tokenizer, for comparison: {ratio:.2f} bytes/token (beginning of val)")
 
 
-# Tokenizers of other models and tools.
-
-# In their files, bytes that are not visible characters are written as characters from 256 on.
-HIDDEN = dict(enumerate((i for i in range(256) if i == 32 or not chr(i).isprintable()), 256))
-VISIBLE = {byte: character for character, byte in HIDDEN.items()}
+def finish_publishing(folder):
+    """Rename each X.bin.new that meta.json describes to X.bin, also after an interrupted run."""
+    with suppress(ValueError):  # meta.json is damaged
+        for split, about in (read_meta(folder) or {}).get("splits", {}).items():
+            new = Path(folder, f"{split}.bin.new")
+            if new.exists() and fingerprint(new) == about["fingerprint"]:
+                os.replace(new, new.with_suffix(""))
 
 
 def find_tokenizer(name):
@@ -583,7 +553,10 @@ def find_tokenizer(name):
     if meta := read_meta(name):
         return meta["tokenizer"]
     from model import GPT  # here, since that imports torch
-    return GPT.from_pretrained(name).tokenizer
+    found = GPT.from_pretrained(name).tokenizer
+    if not found:
+        raise ValueError(f"{name} has no tokenizer: put its tokenizer.json there")
+    return found
 
 
 def gpt2_tokenizer():
@@ -599,12 +572,13 @@ def gpt2_tokenizer():
 def read_tokenizer(folder, vocab_size):
     """Return the description of the tokenizer in a model's folder; without any, GPT-2's if the
     vocab_size is. Raises ValueError where tiktoken would give other ids than that tokenizer."""
-    special = {}
+    special, whole_words = {}, False
     if (folder / "tokenizer.json").exists():
         found = json.loads((folder / "tokenizer.json").read_bytes())
         check_tokenizer(found)
         ids, merges = found["model"]["vocab"], found["model"]["merges"]
         special = {added["content"]: added["id"] for added in found.get("added_tokens") or ()}
+        whole_words = found["model"].get("ignore_merges")
     else:
         names = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
         names = [pair for pair in names if (folder / pair[0]).exists()]
@@ -613,12 +587,20 @@ def read_tokenizer(folder, vocab_size):
         ids = json.loads((folder / names[0][0]).read_bytes())
         merges = (folder / names[0][1]).read_text(encoding="utf-8").split("\n")
         merges = [line for line in merges if " " in line and not line.startswith("#version")]
-    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
     merged = [ids.get(left + right, -1) for left, right in pairs]
     made = {chr(byte).translate(VISIBLE) for byte in range(256)} | {"".join(p) for p in pairs}
+    for token in (ids.keys() - made - special.keys() if whole_words else ()):
+        raise ValueError(f"its tokenizer has a token {token!r} that no merge leads to")
+    for token in made & special.keys():
+        raise ValueError(f"its tokenizer has {token!r} as an ordinary and as a special token")
     special = {token: i for token, i in ids.items() if token not in made} | special
+    if len(ids | special) > len({*(ids | special).values()}):
+        raise ValueError("two tokens of its tokenizer have the same id")
     if -1 in merged or merged != sorted(merged):
         raise ValueError("the ids of its tokenizer are not in the order of its merges")
+    for token in never_made(pairs):  # tiktoken would find it nevertheless
+        raise ValueError(f"its tokenizer has a token {token!r} that no merge leads to")
     if not made <= ids.keys() or not special:
         raise ValueError("its tokenizer lacks some of the 256 bytes, or a token that ends a text")
     highest = max(*ids.values(), *special.values())
@@ -629,19 +611,43 @@ def read_tokenizer(folder, vocab_size):
         tokens[ids[token]] = token.translate(HIDDEN)
     if special == {END_OF_TEXT: len(tokens)}:
         return {"name": "bpe", "tokens": tokens}
-    # config.json says which token ends a text. (tiktoken wants it under this name.)
-    about = json.loads((folder / "config.json").read_bytes())
-    names = {i: token for token, i in special.items()}
-    end = names.get(about.get("eos_token_id"), END_OF_TEXT)
-    return {"name": "bpe", "tokens": tokens,
-            "special": {END_OF_TEXT: special.get(end, min(names)), **special}}
+    # config.json says which token ends a text.
+    path = folder / "config.json"
+    end = json.loads(path.read_bytes()).get("eos_token_id") if path.exists() else None
+    if end not in special.values():
+        end = special.get(END_OF_TEXT, min(special.values()))
+    return {"name": "bpe", "tokens": tokens, "special": special, "eot_token": end}
+
+
+def never_made(pairs):
+    """Return the tokens that the merges of a BPE, applied in their order, can't lead to."""
+    ranks = {pair: rank for rank, pair in enumerate(pairs)}
+    made = {byte: (-1, "", "") for pair in pairs for byte in "".join(pair)}
+    for rank, (left, right) in enumerate(pairs):
+        # Undo the merges on both sides, the latest first: are a and b ever merged before that?
+        a, b, until = left, right, rank
+        while a in made and b in made and ranks.get((a, b), until) >= until:
+            if made[a][0] == made[b][0] == -1:
+                made.setdefault(left + right, (rank, left, right))
+                break
+            if made[a][0] > made[b][0]:
+                until, _, a = made[a]
+            else:  # of two equal pairs, the left one is merged first
+                until, b = made[b][0] + 0.5, made[b][1]
+    return {left + right for left, right in pairs} - made.keys()
 
 
 def check_tokenizer(found):
     """Raise ValueError if a tokenizer.json does anything that GPT-2's doesn't."""
     before, after = found.get("pre_tokenizer") or {}, found.get("post_processor") or {}
+    model = found["model"]
+    if after.get("type") == "TemplateProcessing" and len(after["single"]) == 1:
+        after = {}  # it adds no token
     for name, value, expected in (
-            ("model type", found["model"]["type"], "BPE"),
+            ("model type", model["type"], "BPE"),
+            ("dropout", model.get("dropout"), None),
+            ("continuing_subword_prefix", model.get("continuing_subword_prefix") or None, None),
+            ("end_of_word_suffix", model.get("end_of_word_suffix") or None, None),
             ("normalizer", found.get("normalizer"), None),
             ("pre_tokenizer", before.get("type"), "ByteLevel"),
             ("add_prefix_space", before.get("add_prefix_space"), False),
@@ -650,6 +656,10 @@ def check_tokenizer(found):
         if value != expected:
             raise ValueError(f"its tokenizer.json is not like GPT-2's: {name} is {value!r:.80}, "
                              f"expected {expected!r}")
+    for added in found.get("added_tokens") or ():
+        if not added["special"] or added["lstrip"] or added["rstrip"] or added["single_word"]:
+            raise ValueError(f"its added token {added['content']!r} is not special, or takes the "
+                             "spaces beside it: change that in its tokenizer.json")
 
 
 def tokenizer_files(description):
@@ -657,11 +667,9 @@ def tokenizer_files(description):
     tokens = description["tokens"]
     ids = {token.translate(VISIBLE): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
-    merges = []
-    for token in ids:  # any two tokens that together are one may merge, the lowest id first
-        for i in range(1, len(token)):
-            if token[:i] in ids and token[i:] in ids:
-                merges.append(f"{token[:i]} {token[i:]}")
+    # Any two tokens that together are one may merge, the lowest id first.
+    merges = [f"{token[:i]} {token[i:]}" for token in ids for i in range(1, len(token))
+              if token[:i] in ids and token[i:] in ids]
     byte_level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
     added = [dict(id=i, content=token, special=True, normalized=False, lstrip=False, rstrip=False,
                   single_word=False) for token, i in special.items()]

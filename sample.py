@@ -52,11 +52,11 @@ def load_model():
 
 def generate(model, encoding, prompt, generator):
     """Print num_samples continuations one after the other, the first one as it is generated."""
-    idx = encode_prompt(model, encoding, prompt, num_samples)
+    steps = stream(model, encoding, prompt, num_samples, generator)
     decoders = [text_decoder(encoding) for _ in range(num_samples)]
     texts = [prompt] * num_samples
     print(prompt, end="", flush=True)
-    for new, _ in stream(model, encoding, idx, generator):
+    for new, _ in steps:
         pieces = [decode(token) for decode, token in zip(decoders, new[:, 0].tolist())]
         texts = [text + piece for text, piece in zip(texts, pieces)]
         print(pieces[0], end="", flush=True)
@@ -65,26 +65,23 @@ def generate(model, encoding, prompt, generator):
 
 def generate_with_probs(model, encoding, prompt, generator):
     """Print the likeliest tokens of each step to standard error, then the text."""
-    idx = encode_prompt(model, encoding, prompt, 1)
     decode = text_decoder(encoding)
     text = prompt
-    for new, logits in stream(model, encoding, idx, generator):
+    for new, logits in stream(model, encoding, prompt, 1, generator):
         chosen = new[0].item()
         text += decode(chosen)
         probabilities = logits[0].float().softmax(dim=-1)
-        shown = probabilities.topk(min(probs, len(probabilities))).indices.tolist()
-        if chosen not in shown:
-            shown.append(chosen)
-        for i in shown:
-            mark = "*" if i == chosen else " "
-            print(f"{mark}{encoding.decode([i])!r} {probabilities[i]:.1%}", end="  ",
-                  file=sys.stderr)
+        likeliest = probabilities.topk(min(probs, len(probabilities))).indices.tolist()
+        for i in dict.fromkeys([*likeliest, chosen]):  # each token once
+            token = f"{'*' if i == chosen else ' '}{encoding.decode([i])!r}"
+            print(f"{token} {probabilities[i]:.1%}", end="  ", file=sys.stderr)
         print(file=sys.stderr)
     print(text)
 
 
-def stream(model, encoding, idx, generator):
+def stream(model, encoding, prompt, n_rows, generator):
     """Yield (new ids (B, 1), logits (B, vocab_size)) until <|endoftext|> or max_new_tokens."""
+    idx = encode_prompt(model, encoding, prompt, n_rows)
     return model.stream(idx, max_new_tokens, temperature, top_k, top_p, encoding.eot_token,
                         generator, compile)
 
@@ -93,16 +90,18 @@ def generate_with_beams(model, encoding, prompt):
     idx = encode_prompt(model, encoding, prompt, 1)
     found = beam_search(model, idx, max_new_tokens, beams, length_penalty, encoding.eot_token)
     for ids, log_prob in found:
-        decode = text_decoder(encoding)
-        continuation = "".join(decode(token) for token in ids[idx.size(1):])
         print(f"log-probability {log_prob:.3f}:", file=sys.stderr)
-        print(prompt + continuation, flush=True)
+        print(prompt, *map(text_decoder(encoding), ids[idx.size(1):]), sep="", flush=True)
 
 
 def main(arguments=None):
     change_settings(arguments)
     target, matrix_dtype = choose_device(device, "float32" if dtype == "int8" else dtype)
-    text = read_text()
+    text = sys.stdin.read() if start == "-" and not score else start
+    if score or start.startswith("FILE:"):
+        pieces = documents([score or start.removeprefix("FILE:")])
+        text = "".join(piece + "\n" if is_last else piece for piece, is_last in pieces)
+        text = text.removesuffix("\n")
     model = load_model()
     if export:
         return model.save_pretrained(export)
@@ -128,15 +127,6 @@ def change_settings(arguments, current=None):
     if not 0 < settings["top_p"] <= 1:
         config.usage(f"top_p={settings['top_p']}: expected above 0 and at most 1")
     globals().update(settings)
-
-
-def read_text():
-    """Return the prompt, or the text to score."""
-    path = score or start.removeprefix("FILE:")
-    if score or start.startswith("FILE:"):
-        pieces = [text + "\n" if is_last else text for text, is_last in documents([path])]
-        return "".join(pieces).removesuffix("\n")
-    return sys.stdin.read() if start == "-" else start
 
 
 def encode_prompt(model, encoding, prompt, n_rows):  # -> ids (n_rows, T)
@@ -194,8 +184,7 @@ def converse(model, encoding):
 def print_score(model, encoding, text):
     """Print a text's loss, perplexity and bits per byte; a window advances by stride tokens."""
     tokens = np.array(encoding.encode(text, allowed_special="all"))
-    n_targets = len(tokens) - 1  # the first token follows nothing
-    if n_targets < 1:
+    if len(tokens) < 2:  # the first token follows nothing
         raise ValueError(f"{score} is too short to be scored: it needs two tokens")
     block_size, place = model.config.block_size, model.transformer.wte.weight.device
     ends = [*range(block_size + 1, len(tokens), min(stride, block_size)), len(tokens)]
@@ -205,7 +194,7 @@ def print_score(model, encoding, text):
         logits, _ = model(inputs.to(place), targets.to(place))
         return F.cross_entropy(logits[0].float(), targets[0].to(place), ignore_index=-1)
 
-    nats, _ = measure(loss_of, tokens, windows, 1, block_size)
+    nats, n_targets = measure(loss_of, tokens, windows, 1, block_size)
     loss = nats / n_targets
     n_bytes = len(encoding.decode_bytes(tokens[1:].tolist()))
     print(f"{n_targets} tokens, {n_bytes} bytes: loss {loss:.4f}, perplexity "

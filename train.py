@@ -18,7 +18,6 @@ import signal
 import sys
 import time
 from collections import defaultdict, namedtuple
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 import config
+import prepare
 from model import (
     GPT,
     SIZES,
@@ -39,15 +39,7 @@ from model import (
     read_snapshot,
     snapshots_newest_first,
 )
-from prepare import (
-    atomic_write,
-    fingerprint,
-    finish_publishing,
-    gpt2_tokenizer,
-    load_tokenizer,
-    lock_folder,
-    read_meta,
-)
+from prepare import atomic_write, gpt2_tokenizer, load_tokenizer
 
 # data and output
 data_dir = "data"  # folder with train.bin and val.bin
@@ -156,19 +148,6 @@ def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
     return x
 
 
-def orthogonalize_(updates):
-    """In place, with the matrices of one shape together. c_attn holds three: for Q, K and V."""
-    by_shape = defaultdict(list)
-    for update in updates:
-        n_matrices = 3 if update.size(0) == 3 * update.size(1) else 1
-        for matrix in update.chunk(n_matrices):  # views: writing to them changes the update
-            by_shape[matrix.shape].append(matrix)
-    for (rows, cols), matrices in by_shape.items():
-        scale = math.sqrt(max(1, rows / cols))  # a typical entry is the same for any shape
-        for matrix, result in zip(matrices, orthogonalized(torch.stack(matrices))):
-            matrix.copy_(result).mul_(scale)
-
-
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized (Jordan et al. 2024, "Muon: An optimizer for hidden layers ...").
 
@@ -187,8 +166,16 @@ class Muon(torch.optim.Optimizer):
                 buffer = self.state[p]["momentum_buffer"]
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 updates.append(full_tensor(p.grad.lerp(buffer, group["momentum"])))
-            # 2. Orthogonalize.
-            orthogonalize_(updates)
+            # 2. Orthogonalize, all matrices of one shape together.
+            by_shape = defaultdict(list)
+            for update in updates:
+                is_c_attn = update.size(0) == 3 * update.size(1)  # three matrices: for Q, K and V
+                for matrix in update.chunk(3 if is_c_attn else 1):  # views: writing changes update
+                    by_shape[matrix.shape].append(matrix)
+            for (rows, cols), matrices in by_shape.items():
+                scale = math.sqrt(max(1, rows / cols))  # a typical entry is the same for any shape
+                for matrix, result in zip(matrices, orthogonalized(torch.stack(matrices))):
+                    matrix.copy_(result).mul_(scale)
             # 3. Weight decay and update.
             for p, update in zip(group["params"], updates):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -225,34 +212,40 @@ def lr_factor(step, n_iters):
 
 @dataclass
 class Run:
-    """The state of a run. Everything down to best_measure is kept in a snapshot."""
+    """A run and how far it is. A snapshot keeps settings, and model down to best_measure."""
+    settings: dict
+    meta: dict  # of the data: its tokenizer, the bytes in each split
+    data: dict  # {split: Tokens}
+    machine: "Machine"
+    forward: callable  # the model, compiled and wrapped for many processes
     model: GPT
-    optimizers: list
-    scaler: torch.amp.GradScaler  # of float16's gradients
+    optimizers: list = None
+    scaler: torch.amp.GradScaler = None  # of float16's gradients
     step: int = 0  # iterations done
     sequences: int = 0  # sequences read, of block_size tokens each
     loss: float = math.nan  # of the last iteration
     best_val_loss: float = math.inf
     best_measure: list = None  # what best_val_loss was measured on
-    resumed_from: Path = None
-    forward: callable = None  # the model, compiled and wrapped for many processes
+    n_iters: int = 0  # iterations to do
     n_skipped: int = 0  # iterations without an update, since float16 overflowed
+    resumed_from: Path = None
     log: list = field(default_factory=list)  # the rows of log.csv
+    signals: list = field(default_factory=list)  # Ctrl-C or SIGTERM, heeded after the iteration
 
 
-def train_step(run, tokens, n_iters, machine):
+def train_step(run):
     """Compute the gradients of one iteration and update the weights; return the loss (a tensor)."""
-    torch.manual_seed(hashed(seed, run.step, machine.rank) >> 1)  # for dropout
+    rank, n_processes = run.machine.rank, run.machine.n_processes
+    torch.manual_seed(hashed(seed, run.step, rank) >> 1)  # for dropout
     run.model.train()
     total_loss = 0.0
-    for i in range(machine.rank, gradient_accumulation_steps, machine.n_processes):
+    for i in range(rank, gradient_accumulation_steps, n_processes):
         # DDP averages the gradients of all processes once, in the last backward pass.
-        is_last = i + machine.n_processes >= gradient_accumulation_steps
+        is_last = i + n_processes >= gradient_accumulation_steps
         run.forward.require_backward_grad_sync = is_last
         # Forward and backward. The mean over micro-batches is the mean over all sequences.
-        ids = get_batch(tokens, run.sequences + i * batch_size)
-        loss = loss_of(run, ids[:, :-1], ids[:, 1:], machine)
-        loss = loss * (machine.n_processes / gradient_accumulation_steps)
+        ids = get_batch(run.data["train"], run.sequences + i * batch_size)
+        loss = loss_of(run, ids[:, :-1], ids[:, 1:]) * (n_processes / gradient_accumulation_steps)
         run.scaler.scale(loss).backward()
         total_loss += loss.detach()
     run.model.eval()
@@ -265,9 +258,9 @@ def train_step(run, tokens, n_iters, machine):
     # Update the weights, unless float16 overflowed.
     for opt, peak in zip(run.optimizers, (learning_rate, muon_learning_rate)):
         for group in opt.param_groups:
-            group["lr"] = peak * lr_factor(run.step, n_iters)
+            group["lr"] = peak * lr_factor(run.step, run.n_iters)
         if not run.scaler.is_enabled() or is_finite:
-            with machine.autocast():  # for Muon's matrix products
+            with run.machine.autocast():  # for Muon's matrix products
                 run.scaler.step(opt)
     run.scaler.update()
     run.model.zero_grad()
@@ -277,58 +270,50 @@ def train_step(run, tokens, n_iters, machine):
 
 
 def main(arguments=None):
-    started = time.time()
     settings = configure(arguments)
     globals().update(settings)
     machine = start_processes()
     meta, data = load_data(data_dir)
     if eval_only:
-        return evaluate_only(meta, data, machine)
-    lock = lock_folder(out_dir, machine.rank)  # noqa: F841 (held until main returns)
+        return evaluate_only(settings, meta, data, machine)
+    lock = prepare.lock_folder(out_dir, machine.rank)  # noqa: F841 (held until main returns)
     n_iters = count_iterations(len(data["train"]))
     run = start_run(settings, meta, data, n_iters, machine)
-    signals = catch_signals()
-    if run.resumed_from and is_finished(run, n_iters) and Path(out_dir, "final_model.pt").exists():
+    catch_signals(run)
+    if run.resumed_from and is_finished(run) and Path(out_dir, "final_model.pt").exists():
         print(f"nothing left to do: {out_dir}/final_model.pt is the result of this run")
-        return test(run, data, meta, machine, signals)
-    save = partial(save_snapshot, run, settings, meta, machine)
-    prepare_out_dir(run, save, machine)
-    progress = Progress(run, started, n_iters)
+        return test(run)
+    prepare_out_dir(run)
 
-    while not is_finished(run, n_iters):
+    while not is_finished(run):
         # One iteration: forward, backward, update.
-        loss = train_step(run, data["train"], n_iters, machine)
+        loss = train_step(run)
         # Read the loss where something needs it: reading waits for the GPU.
-        stop = read_loss(run, loss, n_iters, signals, machine)
-        progress.show(run)
+        stop = read_loss(run, loss)
+        show_progress(run)
         # Evaluate and log.
-        evaluates = len(data["val"]) > 1 and is_due(run, n_iters, eval_interval)
-        if evaluates or is_due(run, n_iters, log_interval):
-            row = log_row(run, len(data["train"]), n_iters, progress.seconds())
-            if evaluates:
-                val = evaluate(run, "val", data, meta, machine, signals)
-                stop = stop or val is None  # a signal interrupted the evaluation
-                row.update(val._asdict() if val else {})
-            if row.get("val_loss", math.inf) < run.best_val_loss:
-                run.best_val_loss = row["val_loss"]
-                save("best.pt")
-            run.log.append(row)
-            progress.print_row(run, row)
-            write_log(run, machine)
+        evaluates = len(data["val"]) > 1 and is_due(run, eval_interval)
+        if evaluates or is_due(run, log_interval):
+            val = evaluate(run, "val") if evaluates else None
+            stop = stop or (evaluates and val is None)  # a signal interrupted the evaluation
+            if val and val.val_loss < run.best_val_loss:
+                run.best_val_loss = val.val_loss
+                save_snapshot(run, "best.pt")
+            log_progress(run, val)
         # Show what the model writes by now.
         if sample_interval and run.step % sample_interval == 0:
-            print_samples(run.model, meta, data["val"], machine, 1)
+            print_samples(run, 1)
         # Save a snapshot.
-        if stop or is_due(run, n_iters, snapshot_interval):
-            save(f"snapshots/snapshot_step_{run.step}.pt")
-        if stop and not is_finished(run, n_iters):
+        if stop or is_due(run, snapshot_interval):
+            save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")
+        if stop and not is_finished(run):
             print(f"stopped after iteration {run.step}: the same command resumes from here")
-            return 128 + max(signals, default=signal.SIGTERM)
+            return 128 + max(run.signals, default=signal.SIGTERM)
 
-    save("final_model.pt")
+    save_snapshot(run, "final_model.pt")
     if num_return_sequences:
-        print_samples(run.model, meta, data["val"], machine, num_return_sequences)
-    return test(run, data, meta, machine, signals)
+        print_samples(run, num_return_sequences)
+    return test(run)
 
 
 # ---- plumbing: skip on a first reading ----
@@ -338,20 +323,21 @@ LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", *Loss._
 REPORT = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte"
 # Settings that a run can't change when it resumes ("data" is the training split's fingerprint):
 FIXED = "data init_from optimizer size n_layer n_head n_embd block_size bias".split()
-AT_LEAST_ONE = ("batch_size gradient_accumulation_steps snapshot_interval keep_snapshots log_interval "
-                "eval_interval lr_step_iters block_size n_layer n_head n_embd").split()
+AT_LEAST_ONE = """batch_size block_size n_layer n_head n_embd gradient_accumulation_steps
+    snapshot_interval keep_snapshots log_interval eval_interval lr_step_iters""".split()
 
 
 def configure(arguments):
     settings = config.override(__file__, arguments, at_least_one=AT_LEAST_ONE)
-    splits = ("train", "val", "test")
-    config.one_of(settings, optimizer=("muon", "adamw"), parallel=("ddp", "fsdp"), eval_split=splits,
-                  lr_schedule=("linear", "cosine", "step", "constant"), size=("", *SIZES),
-                  target_split=splits[:2], compile=("auto", True, False))
+    config.one_of(
+        settings, optimizer=("muon", "adamw"), lr_schedule=("linear", "cosine", "step", "constant"),
+        target_split=("train", "val"), eval_split=("train", "val", "test"), size=("", *SIZES),
+        parallel=("ddp", "fsdp"), compile=("auto", True, False))
     if not settings["max_iters"] and not settings["max_epochs"]:
         config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")
     if settings["min_lr"] > settings["learning_rate"]:
-        config.usage("min_lr={min_lr}: expected at most {learning_rate=}".format(**settings))
+        config.usage("min_lr={min_lr}: expected at most learning_rate={learning_rate}"
+                     .format(**settings))
     if settings["overwrite"] and settings["init_from"] in ("auto", "resume"):
         config.usage("overwrite=True: expected with --init_from=scratch (or weights) only")
     return settings
@@ -359,11 +345,12 @@ def configure(arguments):
 
 @dataclass
 class Machine:
-    """Where this process computes, and which of how many it is."""
+    """Where this process computes, since when, and which of how many it is."""
     device: torch.device
     dtype: torch.dtype
     rank: int
     n_processes: int
+    started: float = field(default_factory=time.time)
 
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32)
@@ -381,16 +368,15 @@ def start_processes():
                       int(os.environ.get("WORLD_SIZE", 1)))
     torch.set_float32_matmul_precision("high")  # on GPUs: TF32 where the dtype is float32
     if "RANK" in os.environ:  # started by torchrun
-        is_cuda = machine.device.type == "cuda"
-        dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if machine.device.type == "cuda" else "gloo")
         # Left to the end of Python, this can abort; so can it while DDP, in a cycle, refers to it.
         atexit.register(dist.destroy_process_group)
         atexit.register(gc.collect)
     if machine.rank > 0:
         sys.stdout = open(os.devnull, "w")  # only the first process prints
     if gradient_accumulation_steps % machine.n_processes:
-        config.usage(f"{gradient_accumulation_steps=}: expected a multiple of the "
-                     f"{machine.n_processes} processes")
+        config.usage(f"{gradient_accumulation_steps=}, expected {machine.n_processes} (processes) "
+                     "times an integer")
     return machine
 
 
@@ -428,30 +414,27 @@ def distributed(model, device):
 
 
 def load_data(folder):
-    """Return (meta, {split: Tokens}). Without meta.json, the tokens are GPT-2's in uint16, as in
-    nanoGPT's folders and llm.c's shards."""
+    """Return (meta, {split: Tokens}). nanoGPT's and llm.c's have no meta.json: GPT-2's, uint16."""
     if os.environ.get("RANK", "0") == "0":
-        finish_publishing(folder)
+        prepare.finish_publishing(folder)
     sum_over_processes(0)  # the others wait
     again = f"prepare it again: python prepare.py --out_dir={folder}"
     if Path(folder, "meta.pkl").exists():
         raise ValueError(f"{folder} holds nanoGPT's character tokens (meta.pkl): {again}")
-    meta = read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={}, tokenizer=None)
+    meta = prepare.read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={})
+    least = {eval_split if eval_only else target_split: 2, "train": block_size + 1}  # tokens
     data = {}
     for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
         paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}_*.bin"))
-        found = [fingerprint(path) for path in paths]
-        found = found[0] if len(found) == 1 else "".join(found)
+        found = "".join(map(prepare.fingerprint, paths))
         if found != meta["splits"].setdefault(split, {"fingerprint": found})["fingerprint"]:
             raise ValueError(f"{path} is missing or not what meta.json says: {again}")
         data[split] = Tokens([path for path in paths if path.stat().st_size > 0], meta["dtype"])
-        least = block_size + 1 if split == "train" else 0
-        if split == (eval_split if eval_only else target_split):
-            least = max(least, 2)
-        if len(data[split]) < least:
-            raise ValueError(f"{path} is missing or has under {least} tokens ({block_size=}): {again}")
-    meta["tokenizer"] = meta["tokenizer"] or gpt2_tokenizer()
+        if len(data[split]) < least.get(split, 0):
+            raise ValueError(f"{path} is missing or has under {least[split]} tokens "
+                             f"({block_size=}): {again}")
+    meta["tokenizer"] = meta.get("tokenizer") or gpt2_tokenizer()
     return meta, data
 
 
@@ -466,39 +449,37 @@ class Tokens:
             self.parts.append(np.memmap(path, dtype, "r", offset=1024 if is_llmc else 0))
             if hasattr(mmap, "MADV_RANDOM"):  # or every page would bring megabytes with it
                 self.parts[-1]._mmap.madvise(mmap.MADV_RANDOM)
-        self.ends = np.cumsum([len(part) for part in self.parts])
+        self.starts = np.cumsum([0, *map(len, self.parts)])
 
     def __len__(self):
-        return int(self.ends[-1]) if self.parts else 0
+        return int(self.starts[-1])
 
     def __getitem__(self, index):  # a slice or an array of positions
         if isinstance(index, slice):
             index = np.arange(*index.indices(len(self)))
         ids = np.empty(index.shape, np.int64)
-        which = np.searchsorted(self.ends, index, side="right")
+        which = np.searchsorted(self.starts, index, side="right") - 1
         for i in np.unique(which):
-            begin = self.ends[i] - len(self.parts[i])
-            ids[which == i] = self.parts[i][index[which == i] - begin]
+            ids[which == i] = self.parts[i][index[which == i] - self.starts[i]]
         return ids
 
 
-def loss_of(run, inputs, targets, machine):
+def loss_of(run, inputs, targets):
     """Return the mean loss of inputs (B, T) with targets (B, T), where -1 does not count."""
     highest, vocab_size = max(inputs.max(), targets.max()), run.model.config.vocab_size
     if highest >= vocab_size:
-        raise ValueError(f"{data_dir} has token {highest}, expected less than {vocab_size=}: prepare "
-                         "it again")
-    if machine.device.type == "cuda":
+        raise ValueError(f"token {highest} in {data_dir}, but {vocab_size=}: prepare it again")
+    if run.machine.device.type == "cuda":
         inputs, targets = inputs.pin_memory(), targets.pin_memory()
-    inputs = inputs.to(machine.device, non_blocking=True)
-    targets = targets.to(machine.device, non_blocking=True)
-    with machine.autocast():
+    inputs = inputs.to(run.machine.device, non_blocking=True)
+    targets = targets.to(run.machine.device, non_blocking=True)
+    with run.machine.autocast():
         return run.forward(inputs, targets, return_logits=False)[1]
 
 
-def evaluate(run, split, data, meta, machine, signals=()):
+def evaluate(run, split):
     """Return the Loss on a split, or on eval_iters batches spread over it; None after a signal."""
-    tokens = data[split]
+    tokens = run.data[split]
     begins = np.arange(0, len(tokens) - 1, block_size)
     if eval_iters:
         n = min(len(begins), eval_iters * batch_size)
@@ -507,104 +488,94 @@ def evaluate(run, split, data, meta, machine, signals=()):
     windows = np.stack((begins, begins + 1, ends), axis=1)
 
     def interrupted():
-        return sum_over_processes(len(signals))[0] > 0
+        return sum_over_processes(len(run.signals))[0] > 0
 
-    nats, n_targets = measure(partial(loss_of, run, machine=machine), tokens, windows, batch_size,
-                              block_size, machine.rank, machine.n_processes, interrupted)
+    nats, n_targets = measure(partial(loss_of, run), tokens, windows, batch_size, block_size,
+                              run.machine.rank, run.machine.n_processes, interrupted)
     if interrupted():
         return None
     nats, n_targets = sum_over_processes(nats, n_targets)
     loss = nats / n_targets
-    bytes_per_token = meta["splits"][split].get("bytes", math.nan) / len(tokens)
+    bytes_per_token = run.meta["splits"][split].get("bytes", math.nan) / len(tokens)
     return Loss(loss, math.exp(min(loss, 700)), loss / math.log(2) / bytes_per_token)
 
 
-def evaluate_weights(run, path, *arguments):
+def evaluate_weights(run, path, split):
     """Return the Loss with a snapshot's weights, which replace the run's for a moment."""
     state_dict, full = checkpoint_tools()
     own = state_dict.get_model_state_dict(run.model, options=full)
     own = {name: tensor.clone() for name, tensor in own.items()}
     weights = read_snapshot(path)["model_state_dict"]
     state_dict.set_model_state_dict(run.model, weights, options=full)
-    loss = evaluate(run, *arguments)
+    loss = evaluate(run, split)
     state_dict.set_model_state_dict(run.model, own, options=full)
     return loss
 
 
-def evaluate_only(meta, data, machine):
+def evaluate_only(settings, meta, data, machine):
     """Print the loss of the model that init_from names, or of out_dir's best snapshot."""
     name = find_snapshot(out_dir) if init_from in ("auto", "resume") else init_from
-    run = Run(load_weights_for(name, meta), [], None)
-    run.forward = distributed(run.model.eval(), machine.device)
-    loss = evaluate(run, eval_split, data, meta, machine)
-    print(REPORT.format(f"{eval_split} with {name}", *loss))
+    model = load_weights_for(name, meta).eval()
+    run = Run(settings, meta, data, machine, distributed(model, machine.device), model)
+    print(REPORT.format(f"{eval_split} with {name}", *evaluate(run, eval_split)))
 
 
-def test(run, data, meta, machine, signals):
+def test(run):
     """Evaluate the best snapshot, or the final one, on the test split, once; write test.json."""
     path = Path(out_dir, "test.json")
-    if len(data["test"]) < 2 or path.exists():
+    if len(run.data["test"]) < 2 or path.exists():
         return None
     best = Path(out_dir, "best.pt" if run.best_val_loss < math.inf else "final_model.pt")
-    loss = evaluate_weights(run, best, "test", data, meta, machine, signals)
+    loss = evaluate_weights(run, best, "test")
     if loss is None:
         print("stopped before the end of the test: the same command runs it again")
-        return 128 + max(signals, default=signal.SIGTERM)
+        return 128 + max(run.signals, default=signal.SIGTERM)
     print(REPORT.format(f"test with {best}", *loss))
-    if machine.rank == 0:
-        names = ("snapshot", "loss", "perplexity", "bits_per_byte")
+    names = ("snapshot", "loss", "perplexity", "bits_per_byte")
+    if run.machine.rank == 0:
         with atomic_write(path, "w") as file:
             json.dump(dict(zip(names, (best.name, *loss))), file)
 
 
-# The beginning: what out_dir holds decides.
+def count_iterations(n_tokens):
+    """Return how long the run is: max_iters or max_epochs, whichever comes first."""
+    sequences = batch_size * gradient_accumulation_steps
+    limits = (max_iters, math.ceil(max_epochs * (n_tokens // block_size) / sequences))
+    return min(limit for limit in limits if limit > 0)
+
 
 def start_run(settings, meta, data, n_iters, machine):
     """Return the Run: out_dir's newest snapshot resumed, or one from other or new weights."""
+    shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd) | SIZES.get(size, {})
+    shape |= dict(block_size=block_size, vocab_size=meta["vocab_size"], dropout=dropout, bias=bias)
     try:
-        shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd) | SIZES.get(size, {})
-        shape |= dict(block_size=block_size, vocab_size=meta["vocab_size"])
-        new_config = GPTConfig(dropout=dropout, bias=bias, **shape)
+        new_config = GPTConfig(**shape)
     except ValueError as error:
         config.usage(error)
-    is_pretrained = init_from not in ("auto", "scratch", "resume")
-    path = snapshot = None
-    if init_from != "scratch" and not overwrite:
-        path, snapshot = newest_valid_snapshot()
-    instead = "choose another --out_dir, or start over: --init_from=scratch --overwrite"
-    if snapshot is None and not overwrite and (files_of_run() or init_from == "resume"):
-        raise ValueError(f"{init_from=}, but {out_dir} has {len(files_of_run())} files of a run "
-                         f"and no valid snapshot to resume: {instead}")
+    path, snapshot = find_own_snapshot(settings, meta)
     if snapshot:
-        ours = {**settings, "data": meta["splits"]["train"]["fingerprint"]}
-        theirs = {**snapshot["settings"], "data": snapshot["data"]}
-        if not is_pretrained:
-            ours["init_from"] = settings["init_from"] = theirs.get("init_from")
-        for name in FIXED:
-            if ours[name] != theirs.get(name):
-                raise ValueError(f"{path} has {name}={theirs.get(name)}, not {ours[name]}: {instead}")
         model = snapshot["model"]
-    elif is_pretrained:
+    elif init_from not in ("auto", "scratch", "resume"):
         model = load_weights_for(init_from, meta)
     else:
         torch.manual_seed(seed)
         model = GPT(new_config)
-    is_cuda, is_float16 = machine.device.type == "cuda", machine.dtype == torch.float16
-    run = Run(model, [], torch.amp.GradScaler(machine.device.type, enabled=is_float16))
-    run.forward = distributed(model.eval(), machine.device)
-    run.optimizers = make_optimizers(model)
+    forward = distributed(model.eval(), machine.device)
     tokens = batch_size * gradient_accumulation_steps * block_size  # of an iteration
     # Compiling takes half a minute, which pays from about 1e16 floating-point operations on.
     is_long = model.flops_per_token() * n_iters * tokens > 1e16
-    if compile is True or (compile == "auto" and is_cuda and is_long):
-        run.forward = torch.compile(run.forward)
-    measured_on = [eval_iters, batch_size, block_size, meta["splits"]["val"]["fingerprint"]]
+    if compile is True or (compile == "auto" and machine.device.type == "cuda" and is_long):
+        forward = torch.compile(forward)
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
+    run = Run(settings, meta, data, machine, forward, model, make_optimizers(model), scaler)
+    run.n_iters = n_iters
+    measure_now = [eval_iters, batch_size, block_size, meta["splits"]["val"]["fingerprint"]]
     if snapshot:
-        resume(run, snapshot, path)
+        resume(run, path, snapshot)
         best = Path(out_dir, "best.pt")
-        if run.best_measure != measured_on and best.exists() and len(data["val"]) > 1:
-            run.best_val_loss = evaluate_weights(run, best, "val", data, meta, machine).val_loss
-    run.best_measure = measured_on
+        if run.best_measure != measure_now and best.exists() and len(data["val"]) > 1:
+            run.best_val_loss = evaluate_weights(run, best, "val").val_loss
+    run.best_measure = measure_now
     if sum_over_processes(run.step) != [run.step * machine.n_processes]:
         raise ValueError(f"out_dir={out_dir}: expected a folder that all processes share")
     print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {n_iters} "
@@ -616,24 +587,40 @@ def load_weights_for(name, meta):
     """Return the model of that name, with block_size positions, if the data is in its tokens."""
     model = GPT.from_pretrained(name, dropout)
     model.crop_block_size(block_size)
-    theirs = model.tokenizer or meta["tokenizer"]
-    is_same = theirs["tokens"] == meta["tokenizer"]["tokens"]
-    if not is_same or model.config.vocab_size < meta["vocab_size"]:
+    theirs = (model.tokenizer or meta["tokenizer"])["tokens"]
+    if theirs != meta["tokenizer"]["tokens"] or model.config.vocab_size < meta["vocab_size"]:
         raise ValueError(f"{data_dir} is not in the tokens of {name}: prepare the text with "
                          f"python prepare.py --tokenizer={name}")
     return model
 
 
-def newest_valid_snapshot():
-    for path in snapshots_newest_first(out_dir):
+def find_own_snapshot(settings, meta):
+    """Return (path, snapshot) of the newest valid one in out_dir, (None, None) for a new run."""
+    if overwrite:
+        return None, None
+    instead = "choose another --out_dir, or start over: --init_from=scratch --overwrite"
+    for path in snapshots_newest_first(out_dir) if init_from != "scratch" else []:
         try:
-            return path, read_snapshot(path, dropout=dropout)
+            snapshot = read_snapshot(path, dropout=dropout)
         except ValueError as error:
             print(f"skipping a damaged snapshot: {error}", file=sys.stderr)
+            continue
+        theirs = {**snapshot["settings"], "data": snapshot["data"]}
+        if init_from in ("auto", "resume"):
+            settings["init_from"] = theirs.get("init_from")
+        ours = {**settings, "data": meta["splits"]["train"]["fingerprint"]}
+        for name in FIXED:
+            if ours[name] != theirs.get(name):
+                found = f"{name}={theirs.get(name)}, not {ours[name]}"
+                raise ValueError(f"{path} has {found}: {instead}")
+        return path, snapshot
+    if files_of_run() or init_from == "resume":
+        raise ValueError(f"{init_from=}, but {out_dir} has {len(files_of_run())} files of a run "
+                         f"and no valid snapshot to resume: {instead}")
     return None, None
 
 
-def resume(run, snapshot, path):
+def resume(run, path, snapshot):
     run.step, run.loss = snapshot["step"], snapshot["loss"]
     old = snapshot["settings"]
     sequences = run.step * old["batch_size"] * old["gradient_accumulation_steps"]
@@ -642,15 +629,17 @@ def resume(run, snapshot, path):
     run.best_measure = snapshot.get("best_measure")
     state_dict, full = checkpoint_tools()
     for opt, state in zip(run.optimizers, snapshot["optimizer_state_dict"]):
-        options = [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
+        given = [dict(group) for group in opt.param_groups]
         state_dict.set_optimizer_state_dict(run.model, opt, state, options=full)
-        for group, given in zip(opt.param_groups, options):
-            group.update(given)  # of this command, not the snapshot's
+        for group, options in zip(opt.param_groups, given):
+            group.update(options)  # of this command, not the snapshot's
     if snapshot["scaler_state_dict"]:
         run.scaler.load_state_dict(snapshot["scaler_state_dict"])
+    log = Path(out_dir, "log.csv")
+    lines = log.read_text("utf-8").splitlines() if log.exists() else []
+    run.log = [row for row in csv.DictReader(lines) if int(row["step"]) <= run.step]
+    run.machine.started -= float(run.log[-1]["seconds"]) if run.log else 0  # sessions before this
     run.resumed_from = path
-    with suppress(FileNotFoundError), open(Path(out_dir, "log.csv"), encoding="utf-8") as file:
-        run.log = [row for row in csv.DictReader(file) if int(row["step"]) <= run.step]
     print(f"resuming from {path}")
 
 
@@ -660,9 +649,9 @@ def files_of_run():
     return [path for path in paths if path.exists()] + snapshots_newest_first(out_dir)
 
 
-def prepare_out_dir(run, save, machine):
+def prepare_out_dir(run):
     """Remove what would be in the way of the run. A new one saves its first snapshot at once."""
-    if machine.rank == 0:
+    if run.machine.rank == 0:
         old = [] if run.resumed_from else files_of_run()
         for path in [*Path(out_dir).glob("snapshots/*.tmp"), *old, Path(out_dir, "test.json")]:
             path.unlink(missing_ok=True)
@@ -671,51 +660,39 @@ def prepare_out_dir(run, save, machine):
                 break
             path.rename(f"{path}.broken")  # damaged ones must not displace valid ones
     if not run.resumed_from:
-        save("snapshots/snapshot_step_0.pt")  # before log.csv, which alone would not be a run
-    write_log(run, machine)
+        save_snapshot(run, "snapshots/snapshot_step_0.pt")  # log.csv alone would not be a run
+    write_log(run)
 
 
-def count_iterations(n_tokens):
-    """Return how long the run is: max_iters or max_epochs, whichever comes first."""
-    sequences = batch_size * gradient_accumulation_steps
-    limits = (max_iters, math.ceil(max_epochs * (n_tokens // block_size) / sequences))
-    return min(limit for limit in limits if limit > 0)
-
-
-# In between: what is due, signals, snapshots.
-
-def is_finished(run, n_iters):
+def is_finished(run):
     loss = run.best_val_loss if target_split == "val" else run.loss
-    return run.step >= n_iters or loss <= target_loss
+    return run.step >= run.n_iters or loss <= target_loss
 
 
-def is_due(run, n_iters, *intervals):
-    return is_finished(run, n_iters) or any(run.step % interval == 0 for interval in intervals)
+def is_due(run, *intervals):
+    return is_finished(run) or any(run.step % interval == 0 for interval in intervals)
 
 
-def catch_signals():
-    """Return a list that receives Ctrl-C and SIGTERM, which are heeded after the iteration."""
-    signals = []
-
+def catch_signals(run):
     def note(number, frame):
-        signals.append(number)
+        run.signals.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if os.environ.get("RANK", "0") == "0":  # (print must not be called from here)
+        if run.machine.rank == 0:  # (print must not be called from here)
             os.write(2, b"\nstopping: a snapshot is written first; Ctrl-C again ends at once\n")
 
     signal.signal(signal.SIGINT, note)
     signal.signal(signal.SIGTERM, note)
-    return signals
 
 
-def read_loss(run, loss, n_iters, signals, machine):
+def read_loss(run, loss):
     """Set run.loss from the tensor, if something needs it now; return whether to stop."""
-    saves = is_due(run, n_iters, eval_interval, snapshot_interval)
-    if not (machine.device.type != "cuda" or target_loss > 0 or saves
-            or (signals and machine.n_processes == 1) or is_due(run, n_iters, log_interval)):
+    n_processes = run.machine.n_processes
+    saves = is_due(run, eval_interval, snapshot_interval)
+    if not (run.machine.device.type != "cuda" or target_loss > 0 or saves
+            or (run.signals and n_processes == 1) or is_due(run, log_interval)):
         return False
-    total, n_signals = sum_over_processes(loss.item(), len(signals))
-    run.loss = total / machine.n_processes
+    total, n_signals = sum_over_processes(loss.item(), len(run.signals))
+    run.loss = total / n_processes
     is_sound = math.isfinite(run.loss) and (run.scaler.is_enabled() or not run.n_skipped)
     if saves or n_signals:
         norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters()))
@@ -731,18 +708,18 @@ def checkpoint_tools():
     return state_dict, state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def save_snapshot(run, settings, meta, machine, name):
+def save_snapshot(run, name):
     """Write one file that is enough to resume the run or to generate text."""
     state_dict, full = checkpoint_tools()
     weights = state_dict.get_model_state_dict(run.model, options=full)
     # An optimizer without a state is left out: to get it, one would take a step.
     optimizer_states = [state_dict.get_optimizer_state_dict(run.model, opt, options=full)
                         for opt in run.optimizers if opt.state]
-    if machine.rank == 0:
+    if run.machine.rank == 0:
         weights["lm_head.weight"] = weights["transformer.wte.weight"]  # tied: written once
         snapshot = dict(
-            format_version=2, settings=settings, model_config=vars(run.model.config),
-            tokenizer=meta["tokenizer"], data=meta["splits"]["train"]["fingerprint"],
+            format_version=2, settings=run.settings, model_config=vars(run.model.config),
+            tokenizer=run.meta["tokenizer"], data=run.meta["splits"]["train"]["fingerprint"],
             step=run.step, sequences=run.sequences, loss=run.loss,
             best_val_loss=run.best_val_loss, best_measure=run.best_measure,
             model_state_dict=weights, optimizer_state_dict=optimizer_states,
@@ -757,59 +734,48 @@ def save_snapshot(run, settings, meta, machine, name):
     sum_over_processes(0)  # the others wait until it is written
 
 
-# What a run prints and draws.
-
-class Progress:
-    """The lines of a run; on a terminal, one that is updated in between."""
-
-    def __init__(self, run, started, n_iters):
-        earlier = float(run.log[-1]["seconds"]) if run.log else 0.0  # sessions before this one
-        self.started, self.n_iters = started - earlier, n_iters
-        self.clear = "\r\033[K" if sys.stdout.isatty() else ""
-        self.shown_at, self.shown_sequences = time.time(), run.sequences
-
-    def seconds(self):
-        return time.time() - self.started
-
-    def line(self, run):
-        return (f"{self.clear}iteration {run.step}/{self.n_iters}: {self.seconds():.2f} s, "
-                f"loss {run.loss:.4f}")
-
-    def show(self, run):
-        elapsed = time.time() - self.shown_at
-        if self.clear and elapsed > 0.2:
-            speed = (run.sequences - self.shown_sequences) * block_size / elapsed
-            left = (self.n_iters - run.step) * self.seconds() / run.step
-            print(f"{self.line(run)}, {speed:,.0f} tokens/s, {left:.0f} s left, "
-                  f"{speed * run.model.flops_per_token() / 1e9:,.0f} GFLOP/s", end="", flush=True)
-            self.shown_at, self.shown_sequences = time.time(), run.sequences
-
-    def print_row(self, run, row):
-        skipped = f", {run.n_skipped} steps skipped" if run.n_skipped else ""
-        val = ""
-        if "val_loss" in row:
-            val = ", val loss {val_loss:.4f}, {val_bits_per_byte:.4f} bits per byte".format(**row)
-        print(self.line(run) + skipped + val, flush=True)
+def progress_line(run, seconds):
+    start = "\r\033[K" if sys.stdout.isatty() else ""  # replaces the line before
+    return f"{start}iteration {run.step}/{run.n_iters}: {seconds:.2f} s, loss {run.loss:.4f}"
 
 
-def log_row(run, n_tokens, n_iters, seconds):
-    return dict(step=run.step, epoch=run.sequences / (n_tokens // block_size),
-                tokens=run.sequences * block_size, seconds=seconds,
-                lr=learning_rate * lr_factor(run.step - 1, n_iters), train_loss=run.loss)
+def show_progress(run):
+    """Print how far the run is, on a terminal; speed is measured since the last row of the log."""
+    if sys.stdout.isatty():
+        seconds = time.time() - run.machine.started
+        last = run.log[-1] if run.log else dict(tokens=0, seconds=0)
+        tokens = run.sequences * block_size - int(last["tokens"])
+        speed = tokens / (seconds - float(last["seconds"]))
+        left = (run.n_iters - run.step) * seconds / run.step
+        print(f"{progress_line(run, seconds)}, {speed:,.0f} tokens/s, {left:.0f} s left, "
+              f"{speed * run.model.flops_per_token() / 1e9:,.0f} GFLOP/s", end="", flush=True)
 
 
-def write_log(run, machine):
+def log_progress(run, val):
+    """Add a row to the log and print it; val is a Loss or None."""
+    row = dict(step=run.step, epoch=run.sequences / (len(run.data["train"]) // block_size),
+               tokens=run.sequences * block_size, seconds=time.time() - run.machine.started,
+               lr=learning_rate * lr_factor(run.step - 1, run.n_iters), train_loss=run.loss)
+    run.log.append(row | (val._asdict() if val else {}))
+    line = progress_line(run, row["seconds"])
+    line += f", {run.n_skipped} steps skipped" if run.n_skipped else ""
+    if val:
+        line += f", val loss {val.val_loss:.4f}, {val.val_bits_per_byte:.4f} bits per byte"
+    print(line, flush=True)
+    write_log(run)
+
+
+def write_log(run):
     """Write log.csv and draw loss.svg."""
-    if machine.rank > 0:
-        return
     rows = [{name: f"{value:.8g}" if isinstance(value, float) else value
              for name, value in row.items()} for row in run.log]
-    with atomic_write(Path(out_dir, "log.csv"), "w") as file:
-        writer = csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    with atomic_write(Path(out_dir, "loss.svg"), "w") as file:
-        file.write(draw_losses(rows, f"GPT with {run.model.num_params():,} parameters"))
+    if run.machine.rank == 0:
+        with atomic_write(Path(out_dir, "log.csv"), "w") as file:
+            writer = csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        with atomic_write(Path(out_dir, "loss.svg"), "w") as file:
+            file.write(draw_losses(rows, f"GPT with {run.model.num_params():,} parameters"))
 
 
 def draw_losses(rows, title):
@@ -817,55 +783,55 @@ def draw_losses(rows, title):
     curves = {name: [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
               for name in ("train_loss", "val_loss")}
     losses = [loss for curve in curves.values() for _, loss in curve] or [0.0]
-    last_step = int(rows[-1]["step"]) if rows else 1
     low, high = min(losses), max(losses) + 0.01
-
-    def x(step):
-        return round(60 + 700 * step / last_step, 1)
-
-    def y(loss):
-        return round(430 - 380 * (loss - low) / (high - low), 1)
+    last_step = int(rows[-1]["step"]) if rows else 1
+    x = partial(np.interp, xp=(0, last_step), fp=(60, 760))
+    y = partial(np.interp, xp=(low, high), fp=(430, 50))
 
     def text(x, y, content, anchor="middle", color="black"):
-        return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{color}">{content}</text>'
+        place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+        return f'<text {place} fill="{color}">{content}</text>'
 
     def round_numbers(low, high):  # about six
         power = 10.0 ** math.floor(math.log10((high - low) / 6))
-        step = power * next(factor for factor in (1, 2, 5, 10) if power * factor >= (high - low) / 6)
+        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * 6 >= high - low)
         return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
     svg = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 480" font-family="sans-serif" '
            'font-size="14"><rect width="800" height="480" fill="white"/>', text(400, 24, title),
            text(400, 472, "iteration"), text(10, 40, "loss (nats per token)", "start")]
     for step in round_numbers(0, last_step):
-        svg += [f'<path d="M{x(step)} 50V430" stroke="#ddd"/>', text(x(step), 450, f"{step:g}")]
+        svg += [f'<path d="M{x(step):.1f} 50V430" stroke="#ddd"/>', text(x(step), 450, f"{step:g}")]
     for loss in round_numbers(low, high):
-        svg += [f'<path d="M60 {y(loss)}H760" stroke="#ddd"/>', text(52, y(loss), f"{loss:g}", "end")]
+        line = f'<path d="M60 {y(loss):.1f}H760" stroke="#ddd"/>'
+        svg += [line, text(52, y(loss), f"{loss:g}", "end")]
     for name, color, height in (("train_loss", "steelblue", 70), ("val_loss", "crimson", 90)):
-        points = " ".join(f"{x(step)},{y(loss)}" for step, loss in curves[name])
+        points = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in curves[name])
         svg += [f'<polyline points="{points}" fill="none" stroke="{color}"/>',
                 text(750, height, name.replace("_", " "), "end", color)]
     if curves["val_loss"]:
         loss, step = min((loss, step) for step, loss in curves["val_loss"])
-        bits = next(row["val_bits_per_byte"] for row in rows if int(row["step"]) == step)
-        svg += [f'<circle cx="{x(step)}" cy="{y(loss)}" r="4" fill="crimson"/>',
-                text(750, 110, f"best: {loss:.3f} at iteration {step}, perplexity "
-                     f"{math.exp(min(loss, 700)):.1f}, {float(bits):.3f} bits per byte", "end")]
+        bits = next(float(row["val_bits_per_byte"]) for row in rows if int(row["step"]) == step)
+        best = (f"best: {loss:.3f} at iteration {step}, perplexity {math.exp(min(loss, 700)):.1f}, "
+                f"{bits:.3f} bits per byte")
+        svg += [f'<circle cx="{x(step):.1f}" cy="{y(loss):.1f}" r="4" fill="crimson"/>',
+                text(750, 110, best, "end")]
     return "\n".join([*svg, "</svg>\n"])
 
 
 @torch.no_grad()
-def print_samples(model, meta, tokens, machine, count):
+def print_samples(run, count):
     """Print continuations of sample_prompt, and what the model expects along a validation text."""
-    encoding = load_tokenizer(meta["tokenizer"])
+    encoding = load_tokenizer(run.meta["tokenizer"])
     prompt = encoding.encode(sample_prompt, allowed_special="all") or [encoding.eot_token]
-    idx = torch.tensor([prompt] * count, device=machine.device)
+    idx = torch.tensor([prompt] * count, device=run.machine.device)
     generator = torch.Generator().manual_seed(seed)
-    for row in model.generate(idx, max_length, generator=generator).tolist():
+    for row in run.model.generate(idx, max_length, generator=generator).tolist():
         print("  sample    |" + encoding.decode(row).replace("\n", "\n            |"))
-    text = torch.tensor(tokens[:min(max_length, block_size)].tolist(), device=machine.device)[None]
-    if text.numel():
-        predicted = model(text, text)[0].argmax(dim=-1)
+    text = run.data["val"][:min(max_length, block_size)]
+    if len(text):
+        text = torch.from_numpy(text).to(run.machine.device)[None]  # (1, T)
+        predicted = run.model(text, text)[0].argmax(dim=-1)
         print(f"  text      |{encoding.decode(text[0].tolist())!r}")
         print(f"  predicted |{encoding.decode(predicted[0].tolist())!r}")
 

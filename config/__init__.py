@@ -10,28 +10,31 @@ import ast
 import difflib
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
 def override(script, arguments, current=None, at_least_one=()):
     """Return {name: value}: the script's defaults (or current settings) with the arguments applied.
-
-    Numbers have to be at least 0, those named at least 1. Wrong usage ends the script with exit
-    code 2 and one line.
-    """
+    Numbers have to be at least 0, those named at least 1. Wrong usage ends the script."""
     described = read_settings(script)
     if "--help" in arguments or "-h" in arguments:
-        print_help(script, described)
+        print(f"usage: python {Path(script).name} [config.py] [--setting=value] ...\n")
+        for name, (default, comment) in described.items():
+            print(f"  --{name}={default!r}".ljust(40) + " " + comment)
         raise SystemExit(0)
-    settings = dict(current or {name: default for name, (default, _) in described.items()})
     fixed = {}
     for argument in arguments:
         if argument.startswith("--"):
-            name, value, text = parse_argument(argument)
-            fixed[name] = checked(described, name, value, text)
+            name, equals, text = argument[2:].partition("=")
+            value = text if equals else True
+            if equals:
+                with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+                    value = ast.literal_eval(text)
+            fixed[name] = checked(described, name, value, text if equals else value)
         elif not argument.endswith(".py"):
             usage(f"{argument!r} is neither --setting=value nor a config file ending in .py")
-    settings.update(fixed)
+    settings = (current or {name: default for name, (default, _) in described.items()}) | fixed
     for argument in arguments:
         if not argument.startswith("--"):
             settings = run_config_file(argument, settings, described, fixed)
@@ -44,54 +47,27 @@ def override(script, arguments, current=None, at_least_one=()):
 
 
 def read_settings(script):
-    """Return {name: (default, comment)} for the assignments above the script's first function.
-
-    Constants (in capitals) are not settings.
-    """
-    source = Path(script).read_text(encoding="utf-8")
-    lines = source.splitlines()
+    """Return {name: (default, comment)} for the assignments above the script's first function."""
+    lines = Path(script).read_text(encoding="utf-8").splitlines()
     settings = {}
-    for node in ast.parse(source).body:
+    for node in ast.parse("\n".join(lines)).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             break
-        if isinstance(node, ast.Assign) and node.targets[0].id.islower():
+        if isinstance(node, ast.Assign) and node.targets[0].id.islower():  # CAPITALS: a constant
             comment = lines[node.end_lineno - 1].partition("  # ")[2]
             settings[node.targets[0].id] = (ast.literal_eval(node.value), comment)
     return settings
 
 
-def print_help(script, described):
-    print(f"usage: python {Path(script).name} [config.py] [--setting=value] ...\n")
-    for name, (default, comment) in described.items():
-        print(f"  --{name}={default!r}".ljust(40) + " " + comment)
-
-
-def parse_argument(argument):
-    """Split --key=value into (key, value, text); the value is a Python literal if it can be."""
-    name, equals, text = argument[2:].partition("=")
-    if not equals:
-        return name, True, True
-    try:
-        return name, ast.literal_eval(text), text
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return name, text, text
-
-
-class Scope(dict):
-    """The globals of a config file, in which assignments to the fixed names have no effect."""
-
-    def __init__(self, values, fixed):
-        super().__init__(values)
-        self.fixed = fixed
-
-    def __setitem__(self, name, value):
-        if name not in self.fixed:
-            super().__setitem__(name, value)
-
-
 def run_config_file(path, settings, described, fixed):
     """Run a config file with the settings as its globals; return the settings it leaves."""
-    scope = Scope({**settings, "__file__": path}, fixed)
+
+    class Scope(dict):  # in which assignments to the fixed names have no effect
+        def __setitem__(self, name, value):
+            if name not in fixed:
+                super().__setitem__(name, value)
+
+    scope = Scope(settings, __file__=path)
     try:
         tree = ast.parse(Path(path).read_text(encoding="utf-8"), path)
         exec(compile(tree, path, "exec"), scope)
@@ -99,27 +75,23 @@ def run_config_file(path, settings, described, fixed):
         usage(f"{path}: {type(error).__name__}: {error}")
     assigned = {node.id for node in ast.walk(tree)
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    settings = dict(settings)
+    found = {}
     for name, value in scope.items():
         helper = name not in assigned or name.startswith("_") or callable(value)
         if name in described or not helper:
-            settings[name] = checked(described, name, value, value)
-    return settings | fixed  # (a function in it may have assigned to a global)
+            found[name] = checked(described, name, value, value)
+    return settings | found | fixed  # (a function in it may have assigned to a fixed name)
 
 
 def checked(described, name, value, text):
-    """Return the value converted to the type of the setting's default; wrong types end the script.
-
-    An int is accepted for a float, 1e3 for an int, anything for a string (text is its source).
-    """
+    """Return the value as the type of the setting's default; other types end the script. An int is
+    accepted for a float, 1e3 for an int, anything for a string (text is its source)."""
     if name not in described:
         near = difflib.get_close_matches(name, described, n=1)
         hint = f": did you mean {near[0]!r}?" if near else ""
         usage(f"there is no setting {name!r}{hint} (--help lists all settings)")
     default = described[name][0]
-    expected = type(default)
-    if default == "auto" and type(value) is bool:
-        expected = bool
+    expected = bool if default == "auto" and type(value) is bool else type(default)
     if expected is str and type(value) is not str:
         value = text  # --start=1984
     if expected is float and type(value) is int and abs(value) < 2**63:
@@ -145,10 +117,8 @@ def usage(message):
 
 def run(main, arguments=None):
     """Call main(arguments) and return the exit code; errors a user can cause become one line."""
-    if arguments is None:
-        arguments = sys.argv[1:]
     try:
-        return main(arguments) or 0
+        return main(sys.argv[1:] if arguments is None else arguments) or 0
     except BrokenPipeError:  # the reader closed the pipe: python sample.py | head
         sys.stdout = None
         return 0

@@ -1,4 +1,4 @@
-"""OpenAI's GPT-2, taught the manner of your own text.
+"""Fine-tunes OpenAI's GPT-2 on your own text.
 
     python prepare.py --tokenizer=gpt2 --out_dir=data_gpt2
     python train.py config/finetune_gpt2.py
@@ -10,6 +10,7 @@ init_from = "gpt2"
 block_size = 256
 batch_size = 4
 gradient_accumulation_steps = 8
+max_iters = 0
 max_epochs = 3.0
 optimizer = "adamw"
 learning_rate = 3e-5

@@ -1,11 +1,39 @@
-"""GPT-2 (124M) from the beginning, on a corpus of gigabytes, on one GPU or many.
+"""GPT-2 (124M) from scratch, on a corpus of gigabytes, on one GPU or many.
 
     python prepare.py --input=corpus.txt --tokenizer=gpt2 --out_dir=data_corpus
     python train.py config/gpt2.py --data_dir=data_corpus
+    torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py --data_dir=data_corpus
 
-Width, depth and context are those of the GPT-2 paper (Radford et al. 2019); what it
-doesn't say (learning rate, betas, clipping, warmup, decay to a tenth) is as in the GPT-3 paper's
-appendix B for its model of this size, and so is the batch of about half a million tokens.
+Two machines of eight GPUs: run this on both; node1 is either hostname, and both see /shared.
+
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_id=gpt2 \
+        --rdzv_endpoint=node1:29500 train.py config/gpt2.py --data_dir=/shared/data_corpus \
+        --out_dir=/shared/out_gpt2
+
+Under Slurm, as job.sh; submitting it again resumes the run:
+
+    #!/bin/bash
+    #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=32
+    #SBATCH --time=24:00:00
+    #SBATCH --signal=TERM@300           # five minutes before the end: write a snapshot and stop
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 --max-restarts=3 \
+        --shutdown-timeout=240 --rdzv_backend=c10d --rdzv_id="$SLURM_JOB_ID" \
+        --rdzv_endpoint="$first:29500" \
+        train.py config/gpt2.py --data_dir=/shared/data_corpus --out_dir=/shared/out_gpt2
+
+With --max-restarts, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is needed: without it, PyTorch 2.13 keeps
+its table of addresses over a restart, and new processes can wait forever for those that were
+killed (pytorch/pytorch, issue 135712). Don't combine restarts with --init_from=scratch: it refuses
+what the first start has written, and with --overwrite every restart would begin from scratch.
+
+Width, depth, context and the batch of half a million tokens are those of GPT-2 and of GPT-3's model
+of this size. The optimizer is what was best in 300 iterations of 131,072 tokens of Linux 6.1's
+source on an H200, by validation loss: Muon with these learning rates 1.804, AdamW as in the GPT-3
+paper (6e-4, cosine to a tenth) 2.915, nanoGPT with the same 2.979. Muon was below that after 100
+iterations, each of which took 1.03 times as long. Longer runs were not compared. For AdamW:
+--optimizer=adamw --learning_rate=6e-4 --min_lr=6e-5 --lr_schedule=cosine
 """
 out_dir = "out_gpt2"
 size = "gpt2"
@@ -14,10 +42,11 @@ batch_size = 16
 gradient_accumulation_steps = 32  # 32 * 16 * 1024 = 524,288 tokens an iteration
 max_iters = 19_073  # 10 billion tokens; 600,000 in nanoGPT's longest runs
 dropout = 0.0  # less than one epoch: there is nothing to overfit
-optimizer = "adamw"
-learning_rate = 6e-4
-min_lr = learning_rate / 10
-lr_schedule = "cosine"
+optimizer = "muon"
+muon_learning_rate = 0.02
+learning_rate = 0.002
+min_lr = 0.0
+lr_schedule = "linear"
 warmup_iters = 715  # GPT-3 warms up over 375 million tokens
 weight_decay = 0.1
 beta1 = 0.9

@@ -1,10 +1,11 @@
 """GPT-3's sizes with the learning rate and the batch of each: Table 2.1 of Brown et al. 2020.
 
-    python train.py config/gpt3.py                                       # 125M
-    python train.py --size=gpt3-1.3b config/gpt3.py --data_dir=data_corpus
+    python train.py config/gpt3.py --data_dir=data_corpus                       # 125M
+    python train.py config/gpt3.py --size=gpt3-1.3b --data_dir=data_corpus
 
-The size stands before the config file, which reads it. GPT-3's blocks alternate between dense and
-sparse attention; here all of them are dense, as in GPT-2.
+GPT-3's blocks alternate between dense and sparse attention; here all of them are dense, as in
+GPT-2. The optimizer is the paper's; for the smallest size, see what config/gpt2.py says of Muon.
+What each size takes in memory and time is computed by python tests/bench_scale.py --paper.
 """
 _table = {  # learning rate, batch in tokens
     "gpt3-125m": (6.0e-4, 0.5e6),
@@ -17,7 +18,7 @@ _table = {  # learning rate, batch in tokens
     "gpt3-175b": (0.6e-4, 3.2e6),
 }
 out_dir = "out_gpt3"
-size = size or "gpt3-125m"  # noqa: F821 (train.py's setting, as it is so far)
+size = "gpt3-125m"  # --size on the command line wins, also in the next line
 learning_rate, _batch = _table[size]
 min_lr = learning_rate / 10
 block_size = 2048

@@ -1,4 +1,4 @@
-"""A small model learns a short text by heart: the quickest proof that training works.
+"""Overfits a short text (training loss below 0.1): the quickest proof that training works.
 
     head -c 2000 input.txt > short.txt
     python prepare.py --input=short.txt --vocab_size=400 --val_fraction=0 --test_fraction=0 \
@@ -11,9 +11,9 @@ out_dir = "out_memorize"
 n_layer = 2
 n_head = 4
 n_embd = 128
-block_size = 32  # little context to guess from: the rest has to be known
+block_size = 32  # little context to predict from: the rest has to be memorized
 batch_size = 32  # of this text, all of it in each iteration
-max_iters = 2000  # it gets there long before
+max_iters = 2000  # it stops long before
 lr_schedule = "constant"
 target_loss = 0.099999
 learning_rate = 0.003

@@ -10,11 +10,11 @@
 # for the special token, which it leaves out by default, so the letters of
 # the learned token are lost from text.
 #
-#   id of <|endoftext|> before: 276
-#   id of <|endoftext|> after: 276
-#   learned token with that id: 'Ġdog'
-#   encoded: [..., 276, ...]
-#   decoded: '...'
+#   id of <|endoftext|> before: 279
+#   id of <|endoftext|> after: 279
+#   learned token with that id: 'Ġcat'
+#   encoded: [258, 279, 290, 259, 291, 284, 278, 259, 287, 288, 259, ...]
+#   decoded: 'the and the dog sat by the wall while the rain fell on all hills'
 set -euo pipefail
 
 work=$(mktemp -d)
@@ -46,11 +46,10 @@ tokenizer = Tokenizer(BPE())
 tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
 tokenizer.decoder = decoders.ByteLevel()
 
-train(tokenizer, 276)
+train(tokenizer, 279)
 tokenizer.add_special_tokens([END])
 before = tokenizer.token_to_id(END)
 print("id of <|endoftext|> before:", before)
-assert tokenizer.decode(tokenizer.encode(TEXT).ids) == TEXT
 
 train(tokenizer, 300)
 after = tokenizer.token_to_id(END)
@@ -65,7 +64,7 @@ decoded = tokenizer.decode(ids)
 print("encoded:", ids)
 print("decoded:", repr(decoded))
 
-assert before == after == 276
+assert before == after == 279
 assert len(shared) == 1
 assert END not in TEXT
 assert after in ids

@@ -12,10 +12,10 @@
 # use_cache is turned off, or only a mask of ones is added.
 #
 #   second text, logits compared with those of the text alone:
-#   use_cache=True, no mask: differ by 9.6
-#   use_cache=True, mask of ones: differ by 9.6
+#   use_cache=True, no mask: differ by 9.3
+#   use_cache=True, mask of ones: differ by 9.3
 #   use_cache=False, no mask: differ by 0.0
-#   use_cache=False, mask of ones: differ by 9.6
+#   use_cache=False, mask of ones: differ by 9.3
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -3,10 +3,11 @@
     python tests/bench_prepare.py                  # 400 MB of text, and the times of learning a BPE
     python tests/bench_prepare.py --megabytes=2000 --input=corpus.txt
 
-The text is a file whose lines are shuffled anew until there is as much as asked for. The tokenizer
-alone is tiktoken with a thread for each core, encoding the same pieces out of memory, in the best
-way we know: without looking for special tokens, and with another thread to encode first, since the
-first one of all slows the others (its scratch memory is kept apart, and they look at it each time).
+The text is a file whose lines are shuffled again and again until it is as long as asked for. The
+tokenizer alone is tiktoken with a thread for each core, encoding the same pieces from memory, in
+the best way we know: without looking for special tokens, and with another thread to encode first,
+since the first one of all slows down the others (its scratch memory is kept apart, and they look at
+it each time).
 """
 
 import argparse
@@ -121,7 +122,7 @@ def stages(lines, megabytes, folder):
             ("the same with --workers=1", lambda: whole(path, "--workers=1")),
             ("the same, .jsonl", lambda: whole(documents))):
         seconds = timed(function)
-        after = timed(lambda: encode(os.cpu_count()))  # each time anew: machines wander
+        after = timed(lambda: encode(os.cpu_count()))  # again each time: the machine's speed varies
         row(name, seconds, (before + after) / 2)
         before = after
 

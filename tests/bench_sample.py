@@ -19,7 +19,7 @@ from conftest import ROOT
 import config
 import prepare
 import sample
-from model import GPT, GPTConfig, choose_device
+from model import GPT, GPTConfig, choose_device, for_inference
 
 try:
     import transformers
@@ -28,7 +28,7 @@ except ImportError:
     transformers = None
 
 PROMPT, NEW, ROUNDS = 32, 128, 3  # tokens, tokens, rounds
-DEVICE, AUTO_DTYPE, _ = choose_device()
+DEVICE, AUTO_DTYPE = choose_device()
 
 
 def seconds(action, *arguments):
@@ -85,14 +85,13 @@ def bench_gpt2(bytes_per_second):
     print(f"{'dtype':10}{'batch':>6}{'ours':>9}{'transformers':>14}{'ratio':>7}{'floor':>9}"
           f"{'of floor':>10}")
     for dtype in dtypes():
-        ours = GPT(GPTConfig()).to(DEVICE, dtype).eval()
+        ours = for_inference(GPT(GPTConfig()), DEVICE, dtype)
         generators = [lambda ids, new, ours=ours: ours.generate(ids, new, temperature=0)]
         if theirs:
             theirs.to(dtype)
             generators.append(
                 lambda ids, new: theirs.generate(ids, max_new_tokens=new, do_sample=False))
         for batch_size in (1, 8):
-            ours.pack(batch_size)
             speeds = tokens_per_second(generators, batch_size, 50257)
             floor = batch_size * bytes_per_second / (read * dtype.itemsize)
             beside = (f"{speeds[1]:14.1f}{speeds[0] / speeds[1]:7.2f}" if theirs
@@ -107,7 +106,8 @@ def bench_small_model():
     """The shape of config/shakespeare.py, drawn from as sample.py does by default, and greedy."""
     settings = config.override(str(ROOT / "train.py"), [str(ROOT / "config" / "shakespeare.py")])
     shape = {name: settings[name] for name in ("n_layer", "n_head", "n_embd", "block_size")}
-    model = GPT(GPTConfig(vocab_size=prepare.vocab_size, **shape)).to(DEVICE).eval()
+    model = GPT(GPTConfig(vocab_size=prepare.vocab_size, **shape))
+    model = for_inference(model, DEVICE, torch.float32)
 
     def greedy(ids, new):
         model.generate(ids, new, temperature=0)

@@ -1,5 +1,5 @@
-"""Bad input by the hundred: whatever settings, config files, data, snapshots and texts the scripts
-are given, they succeed, or end with exit code 1 or 2 and one line that says why.
+"""Random bad input: whatever settings, config files, data, snapshots and texts the scripts are
+given, they succeed, or end with exit code 1 or 2 and one line that says why.
 
 Each test tries many cases from a seeded random source, in this process, and names all that fail.
 """
@@ -43,7 +43,7 @@ TEXTS = ["", "None", "nan", "inf", "1e999", "-1e999", "[]", "{}", "(1, 2)", "lam
 INTEGERS = [-10**30, -2**63, -2**31, -1, 0, 1, 2, 3, 5, 7, 2**31, 2**63, 2**64, 10**18, 10**30]
 FLOATS = [-1e308, -1.0, -1e-320, -0.0, 1e-320, 1e-45, 1e-9, 0.1, 0.5, 1.0, 1.5, 1e9, 1e38, 1e308]
 DEVICES = ["auto", "cpu:0", "cpu:99", "cuda:77", "mps:1", "meta", "hpu", "xla", "mkldnn", "0", "cp"]
-# Settings that cost time or memory in proportion get small numbers only.
+# Settings to which time or memory are proportional get small numbers only.
 COSTLY = {"batch_size", "gradient_accumulation_steps", "max_iters", "max_epochs", "n_layer",
           "max_length", "num_return_sequences", "max_new_tokens", "num_samples"}
 
@@ -133,7 +133,7 @@ def random_bytes(dice):
 NOTICES = ("skipped: ", "no samples will be shown: ")  # what a script may say and then go on
 
 class Trial:
-    """Runs scripts and collects what must not be: a traceback, or a failure not told in a line."""
+    """Runs scripts and collects failures: a traceback, or an error that is not one line."""
 
     def __init__(self):
         self.codes = []
@@ -269,11 +269,11 @@ def test_random_data_ends_in_success_or_one_line(trial, good):
                 b"[" * 100_000, b"{}", b"[]", b"null", b"3", b'"x"', b'{"splits": {}}',
                 json.dumps(meta).encode()[:dice.randrange(2000)], random_bytes(dice)]))
         script, arguments = "train", [f"--data_dir={folder}", f"--out_dir=out{case}"]
-        if dice.random() < 0.2:  # prepare.py makes data anew whatever is there
+        if dice.random() < 0.2:  # prepare.py replaces data, whatever is there
             script, arguments = "prepare", [f"--input={good}/text.txt", f"--out_dir={folder}"]
         trial(script, arguments)
         if script == "prepare" and trial.codes[-1] != 0:
-            trial.failures.append(f"{script}.py {arguments}: data that is broken stays so")
+            trial.failures.append(f"{script}.py {arguments}: broken data was not replaced")
     trial.finish(0, 1)
 
 

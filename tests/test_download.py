@@ -1,4 +1,4 @@
-"""prepare.download: a file from a server that breaks off, stalls, refuses or sends another one."""
+"""prepare.download: files from a server that disconnects, stalls, refuses or sends other bytes."""
 
 import hashlib
 import http.server
@@ -21,7 +21,7 @@ DATA = random.Random(1).randbytes(3_000_000)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Holds DATA at any address, misbehaves once for each of its faults, notes what it's asked."""
+    """Serves DATA at any URL, misbehaves once for each of its faults, records the requests."""
     daemon_threads = True
 
     def __init__(self):
@@ -94,14 +94,14 @@ def server(monkeypatch):
 
 
 def refusal(url, path, kind=OSError):
-    """Download what can't be had; return the one line that says why."""
+    """Download a file that is refused; return the one line that says why."""
     with pytest.raises(kind) as caught:
         prepare.download(url, path)
     assert "\n" not in str(caught.value) and not path.exists()
     return str(caught.value)
 
 
-def test_a_file_is_fetched_whole_with_a_line_of_size_and_speed(server, tmp_path, capsys):
+def test_a_file_is_downloaded_completely_with_a_line_of_size_and_speed(server, tmp_path, capsys):
     prepare.download(server.url, tmp_path / "new" / "file.bin", {"Authorization": "Bearer secret"})
     assert (tmp_path / "new" / "file.bin").read_bytes() == DATA
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.bin"]
@@ -114,7 +114,7 @@ def test_a_file_is_fetched_whole_with_a_line_of_size_and_speed(server, tmp_path,
 @pytest.mark.parametrize("faults", [
     ["breaks"], ["breaks"] * 4, ["stalls"], [503, 500], ["breaks", "ignores"], ["chunked"],
     ["linked"], ["breaks", 503, "stalls"], ["breaks", "linked"], ["ignores"]], ids=str)
-def test_what_broke_off_is_gone_on_with(faults, server, tmp_path):
+def test_an_interrupted_download_resumes(faults, server, tmp_path):
     server.faults = list(faults)
     prepare.download(server.url, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == DATA and not (tmp_path / "x.part").exists()
@@ -126,7 +126,7 @@ def test_what_broke_off_is_gone_on_with(faults, server, tmp_path):
         assert starts[-1] > len(DATA) // 2 - (1 << 16)
 
 
-def test_a_download_that_stays_broken_is_gone_on_with_by_the_next_call(server, tmp_path):
+def test_the_next_call_resumes_a_download_that_failed(server, tmp_path):
     server.faults = ["breaks"] * 5
     message = refusal(server.url, tmp_path / "x")
     assert server.url in message and len(server.ranges) == 5
@@ -136,7 +136,7 @@ def test_a_download_that_stays_broken_is_gone_on_with_by_the_next_call(server, t
     assert (tmp_path / "x").read_bytes() == DATA and server.ranges[5:] == [f"bytes={came}-"]
 
 
-def test_a_part_of_another_file_is_found_out_and_thrown_away(server, tmp_path):
+def test_a_part_of_another_file_is_detected_and_deleted(server, tmp_path):
     for size in (1000, len(DATA) + 1):  # the sha256 differs; there is no such range
         server.ranges.clear()
         (tmp_path / "x.part").write_bytes(b"?" * size)
@@ -148,7 +148,7 @@ def test_a_part_of_another_file_is_found_out_and_thrown_away(server, tmp_path):
 @pytest.mark.parametrize("faults, asked, word", [
     ([401], 1, "HF_TOKEN"), ([403], 1, "HF_TOKEN"), ([429] * 5, 5, "429"), ([503] * 5, 5, "503"),
     ([416] * 5, 5, "416")], ids=str)
-def test_a_refusal_is_one_line_with_the_address_and_leaves_nothing(
+def test_a_refusal_is_one_line_with_the_url_and_leaves_nothing(
         faults, asked, word, server, tmp_path):
     server.faults = list(faults)
     message = refusal(server.url, tmp_path / "x")
@@ -156,28 +156,27 @@ def test_a_refusal_is_one_line_with_the_address_and_leaves_nothing(
     assert len(server.ranges) == asked and not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_not_there_is_a_file_not_found(server, tmp_path):
+def test_status_404_is_a_filenotfounderror(server, tmp_path):
     server.faults = [404]
     message = refusal(server.url, tmp_path / "x", FileNotFoundError)
     assert server.url in message and len(server.ranges) == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("faults", [[], ["linked"] * 5], ids=str)
-def test_what_has_another_sha256_than_the_server_says_is_deleted(faults, server, tmp_path):
+def test_a_download_with_another_sha256_than_promised_is_deleted(faults, server, tmp_path):
     server.digest, server.faults = "0" * 64, faults
     message = refusal(server.url, tmp_path / "x")
     assert server.url in message and "sha256" in message and not list(tmp_path.iterdir())
 
 
-def test_without_a_digest_or_with_one_of_another_kind_the_length_is_what_is_checked(
-        server, tmp_path):
+def test_without_a_sha256_the_length_is_checked(server, tmp_path):
     for digest in ("", "0123abcd" * 5):  # git's sha1
         server.digest, server.faults = digest, ["breaks"]
         prepare.download(server.url, tmp_path / f"x{digest}")
         assert (tmp_path / f"x{digest}").read_bytes() == DATA
 
 
-def test_the_length_is_checked_whatever_the_library_lets_pass(server, tmp_path, monkeypatch):
+def test_the_length_is_checked_even_if_urllib3_does_not(server, tmp_path, monkeypatch):
     begin = urllib3.HTTPResponse.__init__
     monkeypatch.setattr(urllib3.HTTPResponse, "__init__", lambda *arguments, **options: begin(
         *arguments, **{**options, "enforce_content_length": False}))  # urllib3 1.26's default
@@ -187,7 +186,7 @@ def test_the_length_is_checked_whatever_the_library_lets_pass(server, tmp_path, 
     assert (tmp_path / "x").read_bytes() == DATA and len(server.ranges) == 6
 
 
-def test_no_server_and_no_address_are_one_line(server, tmp_path):
+def test_no_server_and_an_invalid_url_are_one_line(server, tmp_path):
     server.shutdown()
     server.server_close()
     for url in (server.url, "http://", "nowhere/file.bin"):
@@ -195,7 +194,7 @@ def test_no_server_and_no_address_are_one_line(server, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_names_the_file_and_what_came_is_gone_on_with(server, tmp_path, monkeypatch):
+def test_a_full_disk_names_the_file_and_the_download_resumes(server, tmp_path, monkeypatch):
     class Full(io.FileIO):
         def write(self, data):
             if self.tell() > 1_000_000:
@@ -224,6 +223,6 @@ def test_processes_of_one_torchrun_do_not_disturb_each_other(server, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_the_constants_of_a_download_are_no_settings():
+def test_the_constants_of_a_download_are_not_settings():
     assert not {"RETRY_DELAYS", "TIMEOUT"} & config.read_settings(prepare.__file__).keys()
     assert len(prepare.RETRY_DELAYS) == 4

@@ -1,4 +1,4 @@
-"""A run that is interrupted, in whatever way and moment, loses nothing and is never silently wrong.
+"""A run that is interrupted, in any way at any moment, loses nothing and is never silently wrong.
 
 Most runs here are forked from a server process that has imported torch already, which saves two
 seconds each; they then do what `python train.py` does. The ones about signals start the command.
@@ -98,6 +98,10 @@ def arm(strikes):
 
     prepare.open = watched_open
     train.get_batch = watched(train.get_batch, before="batch")
+    forward = train.GPT.forward
+    evaluated = watched(forward, before="evaluated")  # a batch of an evaluation
+    train.GPT.forward = lambda *rest, **options: (
+        forward if torch.is_grad_enabled() else evaluated)(*rest, **options)
     os.fsync = watched(os.fsync, before="fsync")
     os.replace = watched(os.replace, before="replace", after="replaced")
     Path.unlink = watched(Path.unlink, before="unlink")
@@ -149,7 +153,7 @@ def contents(path):
 
 
 def results(folder):
-    """Return {file: what counts in it} of all the files that a run has left, whatever they are."""
+    """Return {file: what counts in it} of all the files that a run has left, but the lock."""
     found = {}
     for path in sorted(Path(folder).rglob("*")):
         name = str(path.relative_to(folder))
@@ -158,7 +162,7 @@ def results(folder):
         elif path.name == "log.csv":
             rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
             found[name] = [row[:3] + row[4:] for row in rows]  # without the seconds
-        elif path.is_file():
+        elif path.is_file() and path.name != ".lock":  # which holds the id of a process
             found[name] = path.read_bytes()
     return found
 
@@ -231,11 +235,11 @@ def kill_again_and_again(arguments, folder, dice):
         process.join()
         assert process.exitcode == -signal.SIGKILL, output.read_text(encoding="utf-8")
     code, text = run(arguments, folder)
-    assert code == 0 and "going on from" in text, text
+    assert code == 0 and "resuming from" in text, text
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_run_killed_twelve_times_ends_with_the_same_bits(optimizer, data, uninterrupted,
+def test_a_run_killed_twelve_times_ends_bit_identical(optimizer, data, uninterrupted,
                                                            tmp_path):
     arguments = [*LONG, f"--optimizer={optimizer}"]
     kill_again_and_again([*arguments, data], tmp_path / "out", random.Random(optimizer))
@@ -265,7 +269,7 @@ def test_killed_or_not_the_optimizer_has_taken_a_step_in_each_iteration(optimize
 # ---- 2. SIGTERM and Ctrl-C ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_writes_a_snapshot_says_how_to_go_on_and_ends_with_the_same_bits(
+def test_a_stopped_run_writes_a_snapshot_says_how_to_resume_and_ends_bit_identical(
         number, code, data, uninterrupted, tmp_path):
     out = tmp_path / "out"
     arguments = [*LONG, "--optimizer=muon"]
@@ -279,10 +283,11 @@ def test_a_stopped_run_writes_a_snapshot_says_how_to_go_on_and_ends_with_the_sam
     process.send_signal(number)
     output = process.communicate()[0]
     assert process.returncode == code, output
-    step = int(re.search(r"stopped after iteration (\d+): the same command goes on", output)[1])
+    assert "the same command resumes from here" in output
+    step = int(re.search(r"stopped after iteration (\d+): ", output)[1])
     assert read_snapshot(out / "snapshots" / f"snapshot_step_{step}.pt")["step"] == step < 120
     code, output = run([*arguments, data], out)
-    assert code == 0 and f"going on from {out}/snapshots/snapshot_step_{step}.pt" in output, output
+    assert code == 0 and f"resuming from {out}/snapshots/snapshot_step_{step}.pt" in output, output
     assert results(out) == results(uninterrupted(arguments))
 
 
@@ -298,6 +303,35 @@ def test_a_second_ctrl_c_leaves_at_once_and_leaves_no_broken_file(place, count, 
     assert not list(out.rglob("*.tmp"))
     assert results(out)  # reads every snapshot
     assert run([*SHORT, data], out)[0] == 0
+    assert results(out) == results(uninterrupted(SHORT))
+
+
+@pytest.mark.parametrize("number, code", [(SIGTERM, 143), (CTRL_C, 130)])
+def test_a_signal_during_an_evaluation_is_answered_at_once_and_heeded_within_a_batch(
+        number, code, data, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    arguments = [*TINY, data, "--max_iters=12", "--eval_iters=0", "--batch_size=1"]
+    found, output = run(arguments, out, [("evaluated", 3, number), ("evaluated", 2, KILL)])
+    assert found == code, output  # not killed in the batch after the next
+    assert output.index("stopping: a snapshot is written first") < output.index("stopped after")
+    assert "stopped after iteration 6: the same command resumes from here" in output
+    assert read_snapshot(out / "snapshots" / "snapshot_step_6.pt")["step"] == 6
+    code, output = run(arguments, out)
+    assert code == 0 and "snapshot_step_6.pt" in output, output
+    assert steps_of_adamw(out) == {12}
+
+
+def test_a_signal_during_the_last_test_is_heeded_and_the_same_command_tests_again(
+        data, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    evaluations = 2 * 2  # before the test: two evaluations of two batches
+    strikes = [("evaluated", evaluations + 1, SIGTERM)]
+    arguments = [*SHORT, data, "--eval_iters=2"]
+    code, output = run(arguments, out, strikes)
+    assert code == 143 and (out / "final_model.pt").exists(), output
+    assert not (out / "test.json").exists() and "test with" not in output
+    code, output = run(arguments, out)
+    assert code == 0 and "nothing left to do" in output and "test with" in output, output
     assert results(out) == results(uninterrupted(SHORT))
 
 
@@ -377,7 +411,7 @@ BROKEN = {
     "another program's tensors": lambda path: torch.save({"weight": torch.ones(2)}, path),
     "of a later format": lambda path: rewrite(path, format_version=3),
     "of an earlier format": lambda path: rewrite(path, format_version=1),
-    "of a format from a dream": lambda path: rewrite(path, format_version="new"),
+    "of an unknown format": lambda path: rewrite(path, format_version="new"),
     "hiding a program": lambda path: rewrite(path, step=RunsAProgram(path.parent / "executed")),
     "a bare pickle hiding a program":
         lambda path: path.write_bytes(pickle.dumps(RunsAProgram(path.parent / "executed"))),
@@ -393,8 +427,8 @@ def test_a_broken_snapshot_is_named_and_skipped_and_the_one_before_it_used(kind,
     BROKEN[kind](newest)
     code, output = run([*SHORT, data], out)
     assert code == 0, output
-    assert re.search(rf"^skipped: {newest} can't be used: .*\w", output, re.MULTILINE), output
-    assert f"going on from {before}\n" in output
+    assert re.search(rf"^skipping a damaged snapshot: {newest}: .*\w", output, re.MULTILINE), output
+    assert f"resuming from {before}\n" in output
     assert not (out / "snapshots" / "executed").exists()
     for left in out.rglob("*.broken"):  # what was skipped may be kept out of the way
         shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -414,7 +448,8 @@ def test_of_three_snapshots_the_only_valid_one_is_found(data, uninterrupted, tmp
     for kind, path in zip(("cut in half", "flipped in a tensor"), others):
         BROKEN[kind](path)
     code, output = run([*SHORT, data], out)
-    assert code == 0 and output.count("skipped: ") == 2 and f"going on from {oldest}" in output
+    assert code == 0 and f"resuming from {oldest}" in output, output
+    assert output.count("skipping a damaged") == 2
 
 
 @pytest.mark.parametrize("init_from", ["auto", "resume"])
@@ -428,9 +463,12 @@ def test_with_no_valid_snapshot_the_run_stops_and_touches_nothing(init_from, dat
         cut(path, 1000)
     for _ in range(2):
         code, output = run([*SHORT, data, f"--init_from={init_from}"], out)
-        assert code == 1 and str(out) in one_line_of(output) and output.count("skipped: ") == 3
+        assert code == 1 and str(out) in one_line_of(output)
+        assert output.count("skipping a damaged") == 3
         files = [path for path in out.rglob("*") if path.is_file()]
-        assert len(files) == 3 and all(path.stat().st_size == 1000 for path in files)
+        assert {path.stat().st_size for path in files if path.name != ".lock"} == {1000}
+        assert sorted(path.name for path in files if path.suffix) == [
+            "snapshot_step_12.pt", "snapshot_step_6.pt", "snapshot_step_9.pt"]
 
 
 def test_a_broken_snapshot_of_a_later_step_never_displaces_a_valid_one(data, uninterrupted,
@@ -450,7 +488,7 @@ def test_a_snapshot_cut_at_any_length_is_refused(uninterrupted, tmp_path):
     path = tmp_path / "cut.pt"
     for length in [*range(0, len(whole), len(whole) // 80), *range(len(whole) - 30, len(whole))]:
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="cut.pt can't be used: .+"):
+        with pytest.raises(ValueError, match="cut.pt: .+"):
             read_snapshot(path)
 
 
@@ -460,7 +498,7 @@ def test_a_byte_flipped_anywhere_is_refused_or_changes_nothing(uninterrupted, tm
     offset, length = largest_record(original)
     dice = random.Random(1)
     inside = [(offset + dice.randrange(length), True) for _ in range(30)]
-    # and where the containers' headers and the list of records are, which have no checksum
+    # and in the containers' headers and the list of records, which have no checksum
     anywhere = [(dice.randrange(size), False) for _ in range(60)]
     at_the_end = [(size - 1 - dice.randrange(5000), False) for _ in range(60)]
     refused = 0
@@ -513,7 +551,7 @@ def test_a_small_disk_that_fills_up_keeps_every_snapshot_that_fitted(small_disk,
     assert snapshot_files(out) and results(out) and not list(out.rglob("*.tmp"))
     subprocess.run(["mount", "-o", "remount,size=9m", small_disk], check=True)
     code, output = run([*SHORT, data], out)
-    assert code == 0 and "going on from" in output, output
+    assert code == 0 and "resuming from" in output, output
     assert results(out) == results(uninterrupted(SHORT))
 
 
@@ -532,10 +570,10 @@ def test_an_unwritable_out_dir_is_found_before_the_first_iteration(name, data, t
     assert code == 1 and str(tmp_path) in one_line_of(output), output
 
 
-# ---- 5. wrong numbers ---------------------------------------------------------------------------
+# ---- 5. not finite ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_loss_that_is_no_number_stops_the_run_and_leaves_good_snapshots_as_they_are(
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_good_snapshots_as_they_are(
         optimizer, data, tmp_path):
     out = tmp_path / "out"
     arguments = [*SHORT, data, f"--optimizer={optimizer}"]
@@ -553,7 +591,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_good_snapshots_as_the
 
 
 @pytest.mark.parametrize("learning_rate", ["1e20", "1e38", "1e300"])
-def test_a_snapshot_never_holds_weights_that_are_no_numbers(learning_rate, data, tmp_path):
+def test_a_snapshot_never_holds_weights_that_are_not_finite(learning_rate, data, tmp_path):
     out = tmp_path / "out"
     arguments = [*SHORT, data, "--optimizer=adamw", "--snapshot_interval=1", "--keep_snapshots=1"]
     assert run(arguments, out, [("batch", 9, SIGTERM)])[0] == 143
@@ -588,7 +626,7 @@ def test_steps_that_the_float16_scaler_skips_are_counted_and_shown(data, tmp_pat
     assert steps_of_adamw(tmp_path) == {40 - counts[-1]}
 
 
-def test_a_run_begun_in_float32_goes_on_in_float16_and_the_other_way_round(data, tmp_path):
+def test_a_run_can_change_between_float32_and_float16_when_it_resumes(data, tmp_path):
     for dtype in ("float32", "float16", "float32"):
         code, output = run([*TINY, data, f"--dtype={dtype}"], tmp_path / "out",
                            [("batch", 9, SIGTERM)])

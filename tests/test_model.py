@@ -145,12 +145,15 @@ def test_each_loss_equals_cross_entropy_in_value_and_gradients(loss_of, vocab_si
     flat = loss_of is padded_cross_entropy
 
     def found(x, weight):
-        return loss_of(x.flatten(0, 1) if flat else x, weight, targets.flatten() if flat else targets)
+        if flat:
+            return loss_of(x.flatten(0, 1), weight, targets.flatten())
+        return loss_of(x, weight, targets)
 
     def expected(x, weight):
         return F.cross_entropy((x @ weight.T).flatten(0, 1), targets.flatten(), ignore_index=-1)
 
-    for a, b in zip(value_and_gradients(found, x, weight), value_and_gradients(expected, x, weight)):
+    for a, b in zip(value_and_gradients(found, x, weight),
+                    value_and_gradients(expected, x, weight)):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 

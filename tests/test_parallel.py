@@ -17,6 +17,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import bench_scale
 import pytest
 import torch
 from conftest import ROOT, succeed
@@ -137,10 +138,10 @@ def torchrun(*arguments):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def finish(process):
+def finish(process, timeout=100):
     """Return what torchrun and its processes have printed when the last of them has ended."""
     try:
-        return process.communicate(timeout=100)[0]
+        return process.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:  # it hangs, and must not outlive the test
         process.terminate()
         raise
@@ -298,7 +299,7 @@ def test_an_evaluation_too_small_for_all_processes_equals_that_of_one(alone, man
     assert abs(found - read_snapshot(many.folder / "still" / "best.pt")["best_val_loss"]) > 1e-4
 
 
-def test_a_run_is_handed_from_one_process_to_fsdp_to_ddp_to_fsdp_and_back(alone, many, tiny,
+def test_a_run_can_move_from_one_process_to_fsdp_to_ddp_to_fsdp_and_back(alone, many, tiny,
                                                                           tmp_path):
     for leg in (1, 2, 3):
         assert [report["code"] for report in many.reports(f"leg{leg}")] == [0, 0]
@@ -327,7 +328,7 @@ def test_a_snapshot_of_many_processes_holds_what_one_of_a_single_process_holds(a
         torch.testing.assert_close(x, expected[place], atol=1e-4, rtol=1e-4, msg=place)
 
 
-def test_samples_can_be_drawn_from_a_model_whose_weights_are_shared_out(many):
+def test_samples_can_be_drawn_from_a_sharded_model(many):
     assert [report["code"] for report in many.reports("samples")] == [0, 0]
     assert_same_losses(losses(many.folder / "samples"), losses(many.folder / "fsdp")[:3])
     assert many.output.count("  sample    |") == 1 + 2  # by the first process only
@@ -356,7 +357,7 @@ def activations(n_layer, checkpointing, monkeypatch):
     return total, loss, [p.grad for p in model.parameters()]
 
 
-def test_activation_checkpointing_leaves_loss_and_gradients_unchanged_to_the_bit(monkeypatch):
+def test_activation_checkpointing_leaves_loss_and_gradients_bit_identical(monkeypatch):
     _, expected_loss, expected = activations(3, False, monkeypatch)
     _, loss, gradients = activations(3, True, monkeypatch)
     assert torch.equal(loss, expected_loss)
@@ -380,12 +381,100 @@ def test_activation_checkpointing_changes_no_loss_under_ddp_and_fsdp(many, paral
     assert many.reports(f"checkpointing_{parallel}")[0]["blocks"] == 3 * 2 * 2 * 2  # each twice
 
 
+# ---- compiling ----------------------------------------------------------------------------------
+
+# Started by torchrun, as WORKER is, with the runs' {name: [processes, arguments]}: notes how often
+# each function is compiled. A pass without gradients is compiled apart from one with them.
+COMPILING_WORKER = r"""
+import collections, json, os, sys
+import torch
+import torch._dynamo.utils as dynamo
+import torch.distributed as dist
+import config, train
+
+def init_process_group(backend, original=dist.init_process_group, **options):
+    original(backend, store=dist.PrefixStore(name, store), rank=rank, world_size=processes)
+
+train.atexit.register = lambda function: None
+dist.init_process_group = init_process_group
+store, rank, _ = next(dist.rendezvous("env://"))
+folder, runs = sys.argv[1:]
+for name, (processes, arguments) in json.loads(runs).items():
+    if rank >= processes:
+        continue
+    os.environ["WORLD_SIZE"] = str(processes)
+    torch._dynamo.reset()
+    dynamo.clear_compilation_metrics()
+    stdout = sys.stdout
+    code = config.run(train.main, [f"--out_dir={folder}/{name}", *arguments])
+    sys.stdout = stdout
+    compiled = collections.Counter(f"{metrics.co_filename}:{metrics.co_firstlineno}"
+                                   for metrics in dynamo.get_compilation_metrics())
+    with open(f"{folder}/{name}.{rank}.json", "w") as file:
+        json.dump({"code": code, "compiled": compiled}, file)
+    dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory, text):
+    """Compiled runs of one and two processes, of a model above DDP's first bucket of 1 MB, with a
+    smaller last batch in each evaluation; and the same run of one process without compiling."""
+    folder = tmp_path_factory.mktemp("compiled")
+    (folder / "text.txt").write_text(text[:8000], encoding="utf-8")
+    succeed("prepare", f"--input={folder / 'text.txt'}", "--vocab_size=300",
+            f"--out_dir={folder / 'data'}")
+    arguments = [*TINY, f"--data_dir={folder / 'data'}", "--n_layer=1", "--n_embd=192",
+                 "--batch_size=8", "--gradient_accumulation_steps=2", "--max_iters=4",
+                 "--eval_interval=2"]
+    assert 4 * GPT(GPTConfig(16, 300, 1, 2, 192)).num_params() > 1.5e6
+    for split in ("val", "test"):
+        n_tokens = os.path.getsize(folder / "data" / f"{split}.bin") // 2
+        assert math.ceil((n_tokens - 1) / 16) % 8, "the last batch isn't smaller"
+    succeed("train", *arguments, f"--out_dir={folder / 'plain'}")
+    runs = {f"{parallel}{n}": [n, [*arguments, "--compile=True", f"--parallel={parallel}"]]
+            for parallel in ("ddp", "fsdp") for n in (2, 1)}
+    (folder / "worker.py").write_text(COMPILING_WORKER, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:  # another program's cache may be damaged
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "cache"))
+        process = torchrun("--standalone", "--nproc_per_node=2", folder / "worker.py", folder,
+                           json.dumps(runs))
+    output = finish(process, 400)
+    assert process.returncode == 0, output[-5000:]
+    return folder
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_compiled_run_ends_with_the_losses_of_one_that_is_not_compiled(compiled, parallel, n):
+    name = f"{parallel}{n}"
+    for column in ("train_loss", "val_loss"):
+        found, expected = ([float(row[column] or 0) for row in rows(compiled / folder)]
+                           for folder in (name, "plain"))
+        assert_same_losses(found, expected, 1e-3)
+    found, expected = (json.loads((compiled / folder / "test.json").read_text())
+                       for folder in (name, "plain"))
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_each_function_is_compiled_once_for_training_and_once_for_evaluations(compiled, parallel,
+                                                                             n):
+    for rank in range(n):
+        report = json.loads((compiled / f"{parallel}{n}.{rank}.json").read_text())
+        assert report["code"] == 0 and report["compiled"]
+        assert max(report["compiled"].values()) <= 2, report["compiled"]
+
+
 # ---- when something goes wrong ------------------------------------------------------------------
 
 def test_micro_batches_that_do_not_divide_among_the_processes_end_with_the_numbers(many):
     for report in many.reports("indivisible"):
         assert report["code"] == 2 and not report["batches"]
-        assert re.fullmatch("error: gradient_accumulation_steps=3 .* 2 processes.*\n",
+        assert re.fullmatch(r"error: gradient_accumulation_steps=3\D+2\b.*processes.*\n",
                             report["stderr"])
 
 
@@ -395,7 +484,7 @@ def test_one_process_told_to_stop_stops_all_at_the_same_iteration_with_a_snapsho
         assert report["code"] == 143 and len(report["batches"]) == 5 * 2
     shutil.copytree(many.folder / "told_to_stop", tmp_path / "run")
     said = succeed("train", *tiny, "--max_iters=12", f"--out_dir={tmp_path}/run")
-    assert "going on from" in said and "snapshot_step_5.pt" in said
+    assert "resuming from" in said and "snapshot_step_5.pt" in said
     assert_same_losses(losses(tmp_path / "run"), losses(alone.folder / "muon")[:12])
 
 
@@ -425,12 +514,12 @@ def test_the_failure_of_one_process_ends_all_with_its_message(many):
     assert len(rows(many.folder / "struck")) == 3
 
 
-def test_a_worker_killed_is_restarted_and_the_run_goes_on_from_its_newest_snapshot(
+def test_a_killed_worker_is_restarted_and_the_run_resumes_from_its_newest_snapshot(
         alone, tiny, tmp_path):
     run = launch(tmp_path, 2, {"run": (2, [*tiny, "--max_iters=20"], (1, 15, "SIGKILL"))},
                  "--max-restarts=3")
     assert run.code == 0, run.output
-    assert f"going on from {tmp_path}/run/snapshots/snapshot_step_10.pt" in run.output
+    assert f"resuming from {tmp_path}/run/snapshots/snapshot_step_10.pt" in run.output
     for report in run.reports("run"):  # of the second life
         assert [first // 16 for first, _ in report["batches"]] == [
             step for step in range(10, 20) for _ in range(2)]
@@ -464,9 +553,10 @@ def test_gpt3s_sizes_have_the_parameters_of_its_table_2_1(name, millions):
     assert abs(found / (millions * 1e6) - 1) < 0.02  # the table's figures are rounded
 
 
-def test_readmes_table_has_the_parameters_of_each_size_and_gpt2s_to_the_unit():
-    written = dict(re.findall(r"^\| `(gpt[\w.-]+)` \| ([\d,]+) \|",
-                              (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
+def test_the_table_on_paper_has_the_parameters_of_each_size_and_gpt2s_to_the_unit(capsys):
+    bench_scale.paper()
+    written = dict(re.findall(r"^\| `(gpt[\w.-]+)` \| ([\d,]+) \|", capsys.readouterr().out,
+                              re.MULTILINE))
     assert written.keys() == SIZES.keys()
     for name, shape in SIZES.items():
         with torch.device("meta"):

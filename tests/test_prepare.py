@@ -1,4 +1,4 @@
-"""prepare.py: the tokenizer, the splits, and what is said when the text can't be used."""
+"""prepare.py: the tokenizer, the splits, and the errors for text that is refused."""
 
 import collections
 import json
@@ -82,7 +82,7 @@ def test_gpt2_tokens_are_openais():
     try:
         description = prepare.gpt2_tokenizer()
     except OSError as error:
-        pytest.skip(f"GPT-2's vocabulary can't be had here: {error}")
+        pytest.skip(f"GPT-2's vocabulary is not available here: {error}")
     encoding = prepare.load_tokenizer(description)
     assert encoding.n_vocab == 50257 and encoding.eot_token == 50256
     # ids known from OpenAI's own encoder
@@ -157,13 +157,13 @@ def test_an_unusable_text_is_named_and_nothing_is_written(tmp_path, content, wor
 
 @pytest.mark.parametrize("argument", ["--vocab_size=256", "--tokenizer=words", "--val_fraction=1.5",
                                       "--val_fraction=-0.1", "--test_fraction=0.95"])
-def test_a_setting_that_cant_be_meant_is_wrong_usage(argument):
+def test_an_invalid_setting_is_wrong_usage(argument):
     code, out, err = call("prepare", argument)
     assert code == 2 and out == "" and err.count("\n") == 1
     assert argument[2:].split("=")[0] in err
 
 
-def test_a_pipe_is_refused_since_it_can_be_read_only_once(tmp_path):
+def test_a_named_pipe_is_refused_since_the_text_is_read_three_times(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     code, out, err = call("prepare", f"--input={tmp_path / 'pipe'}", f"--out_dir={tmp_path}/data")
     assert code == 1 and f"{tmp_path}/pipe" in err and not (tmp_path / "data").exists()

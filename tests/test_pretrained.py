@@ -1,4 +1,4 @@
-"""GPT-2's weights in and trained models out: the hub, the scripts, and what transformers makes of
+"""GPT-2's weights in and trained models out: the hub, the scripts, and what transformers does with
 a model from here (those tests are skipped where transformers is not installed)."""
 
 import hashlib
@@ -110,7 +110,7 @@ def test_transformers_finds_gpt2s_own_tokens(tmp_path, transformers):
     assert GPT.from_pretrained(tmp_path / "model").tokenizer == found
 
 
-def test_bytes_reached_in_two_ways_are_the_same_tokens_there(tmp_path, transformers):
+def test_tokens_with_two_merges_are_the_same_in_transformers(tmp_path, transformers):
     tokens = [chr(i) for i in range(256)] + ["ab", "bc", "abc", "aa", "aaa", "aaaa", "ca", "abca"]
     make_model(vocab_size=265).save_pretrained(tmp_path / "m", {"name": "bpe", "tokens": tokens})
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
@@ -124,14 +124,14 @@ def test_bytes_reached_in_two_ways_are_the_same_tokens_there(tmp_path, transform
 def test_the_safetensors_library_reads_the_file(exported, trained):
     safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
     found = safetensors.load_file(exported / "model.safetensors")
-    ours = gpt2_tensors(trained)
+    ours = gpt2_tensors(trained, prefix="")  # names as in OpenAI's own file at the hub
     assert found.keys() == ours.keys() and all(torch.equal(found[key], ours[key]) for key in ours)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("headless", [False, True])  # GPT2Model's names have no prefix
-def test_what_transformers_saves_is_read_to_the_bit(sharded, half, headless, tmp_path, exported,
+def test_what_transformers_saves_is_read_exactly(sharded, half, headless, tmp_path, exported,
                                                     trained, transformers):
     kind = transformers.AutoModel if headless else transformers.AutoModelForCausalLM
     theirs = kind.from_pretrained(exported)
@@ -148,9 +148,40 @@ def test_what_transformers_saves_is_read_to_the_bit(sharded, half, headless, tmp
     assert GPT.from_pretrained(tmp_path).tokenizer == trained.tokenizer
 
 
+# ---- what other tools ask for -------------------------------------------------------------------
+
+def test_the_export_has_what_other_tools_read(exported, trained):
+    def read(name):
+        return json.loads((exported / name).read_text(encoding="utf-8"))
+    block_size = trained.config.block_size
+    assert sorted(path.name for path in exported.iterdir()) == [
+        "config.json", "generation_config.json", "merges.txt", "model.safetensors",
+        "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+    assert read("config.json")["n_ctx"] == block_size  # llama.cpp, MLX
+    found = read("tokenizer.json")
+    assert found["post_processor"] is None and found["normalizer"] is None  # transformers.js
+    assert read("generation_config.json")["max_length"] == block_size
+    assert read("tokenizer_config.json")["clean_up_tokenization_spaces"] is False
+    assert read("vocab.json") == found["model"]["vocab"]  # keras-hub
+    merges = (exported / "merges.txt").read_text(encoding="utf-8").splitlines()
+    assert merges[0] == "#version: 0.2" and merges[1:] == found["model"]["merges"]
+
+
+def test_vocab_json_and_merges_txt_alone_are_the_same_tokenizer(exported, trained, tmp_path):
+    shutil.copytree(exported, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    assert GPT.from_pretrained(tmp_path / "model").tokenizer == trained.tokenizer
+
+
+def test_transformers_default_pipeline_stays_within_the_block(exported, transformers):
+    generate = transformers.pipeline("text-generation", model=str(exported), device="cpu")
+    text = generate("The ", do_sample=False)[0]["generated_text"]
+    assert text.startswith("The ") and len(text) > 4
+
+
 # ---- tokenizers ---------------------------------------------------------------------------------
 
-def test_a_tokenizer_goes_out_and_comes_back(exported, trained):
+def test_an_exported_tokenizer_is_read_back(exported, trained):
     assert GPT.from_pretrained(exported).tokenizer == trained.tokenizer
     assert json.loads((exported / "tokenizer_config.json").read_text())["eos_token"] == (
         "<|endoftext|>")
@@ -172,8 +203,10 @@ def test_a_tokenizer_of_another_kind_is_refused(change, exported, tmp_path):
     found = json.loads(path.read_text())
     change(found)
     path.write_text(json.dumps(found))
-    with pytest.raises(ValueError, match="can't be used"):
+    with pytest.raises(ValueError) as error:
         GPT.from_pretrained(tmp_path / "model")
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'model'}: ") and "\n" not in message
 
 
 # ---- the scripts --------------------------------------------------------------------------------
@@ -183,31 +216,32 @@ TUNE = ["--block_size=8", "--batch_size=4", "--max_iters=6", "--log_interval=1",
         "--num_return_sequences=0", "--dropout=0.1", "--optimizer=adamw", "--learning_rate=1e-4"]
 
 
-def test_an_exported_model_says_what_the_snapshot_says(exported, finished_run):
+def test_an_exported_model_generates_the_text_of_its_snapshot(exported, finished_run):
     arguments = "--start=The ", "--max_new_tokens=30", "--device=cpu", "--seed=5"
     text = succeed("sample", f"--out_dir={finished_run}", "--snapshot=final", *arguments)
     assert succeed("sample", f"--init_from={exported}", *arguments) == text
 
 
 @pytest.mark.parametrize("arguments, word", [
-    (["--init_from=no/such"], "HF_HUB_OFFLINE"), (["--init_from=config"], "hparams.json")])
-def test_a_model_that_can_not_be_had_is_one_line(arguments, word, monkeypatch, data_dir):
+    (["--init_from=no/such"], "HF_HUB_OFFLINE"), (["--init_from=config"], "config.json")])
+def test_a_model_that_does_not_exist_is_one_line(arguments, word, monkeypatch, data_dir):
     monkeypatch.chdir(ROOT)
     code, out, err = call("sample", *arguments)
     assert (code, out, err.count("\n")) == (1, "", 1) and word in err
     code, out, err = call("train", *TUNE, f"--data_dir={data_dir}", *arguments,
                           f"--out_dir={data_dir / 'none'}")
-    assert (code, err.count("\n")) == (1, 1) and word in err and not (data_dir / "none").exists()
+    assert (code, err.count("\n")) == (1, 1) and word in err
+    assert {path.name for path in (data_dir / "none").glob("*")} <= {".lock"}
 
 
-def test_a_model_without_a_tokenizer_can_not_write(tmp_path):
+def test_a_model_without_a_tokenizer_cannot_generate_text(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     write_safetensors(tmp_path, gpt2_tensors(make_model()))
     code, out, err = call("sample", f"--init_from={tmp_path}")
     assert (code, out, err.count("\n")) == (1, "", 1) and "tokenizer" in err
 
 
-def test_training_begins_from_a_model_and_goes_on_from_its_own_snapshots(exported, data_dir,
+def test_training_starts_from_a_model_and_resumes_from_its_own_snapshots(exported, data_dir,
                                                                          tmp_path, trained):
     arguments = [*TUNE, f"--data_dir={data_dir}", f"--init_from={exported}"]
     succeed("train", *arguments, f"--out_dir={tmp_path / 'whole'}")
@@ -215,13 +249,13 @@ def test_training_begins_from_a_model_and_goes_on_from_its_own_snapshots(exporte
     assert first["model_config"] == {
         **vars(trained.config), "block_size": 8, "dropout": 0.1}
     near = first["model_state_dict"]["transformer.h.0.attn.c_attn.weight"]
-    assert 0 < (near - trained.transformer.h[0].attn["c_attn"].weight).abs().max() < 1e-2
+    assert 0 < (near - trained.transformer.h[0].attn.c_attn.weight).abs().max() < 1e-2
 
     cut = [*arguments, f"--out_dir={tmp_path / 'cut'}"]
     succeed("train", *cut, "--max_iters=4", "--lr_decay_iters=6")
     (tmp_path / "cut" / "final_model.pt").unlink()
     out = succeed("train", *cut)
-    assert "going on from" in out and "step_4" in out
+    assert "resuming from" in out and "step_4" in out
     second = torch.load(tmp_path / "cut" / "final_model.pt", weights_only=True)
     assert all(torch.equal(first["model_state_dict"][name], second["model_state_dict"][name])
                for name in first["model_state_dict"])
@@ -232,11 +266,11 @@ def test_eval_only_measures_the_model_itself(exported, data_dir, tmp_path):
     arguments = [f"--data_dir={data_dir}", f"--init_from={exported}", "--eval_only",
                  "--device=cpu", "--block_size=16", f"--out_dir={tmp_path / 'none'}"]
     line = succeed("train", *arguments).splitlines()[-1]
-    assert line.startswith("validation: loss ")
+    assert line.startswith(f"val with {exported}: loss ")
     assert not (tmp_path / "none").exists()
 
 
-def test_another_run_another_vocabulary_and_a_larger_block_are_refused(
+def test_another_run_another_tokenizer_and_a_larger_block_are_refused(
         exported, data_dir, finished_run, tmp_path):
     def refused(*arguments):
         code, _, err = call("train", *TUNE, f"--data_dir={data_dir}", *arguments)
@@ -248,7 +282,8 @@ def test_another_run_another_vocabulary_and_a_larger_block_are_refused(
                                       f"--out_dir={tmp_path}")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     write_safetensors(tmp_path, gpt2_tensors(make_model()))
-    assert "--tokenizer=gpt2" in refused(f"--init_from={tmp_path}", f"--out_dir={tmp_path / 'out'}")
+    message = refused(f"--init_from={tmp_path}", f"--out_dir={tmp_path / 'out'}")
+    assert f"--tokenizer={tmp_path}" in message and str(data_dir) in message
 
 
 @needs_vocabulary
@@ -258,7 +293,8 @@ def test_the_recipe_for_gpt2_works(tmp_path, monkeypatch, text):
     folder.mkdir(parents=True)
     GPT(GPTConfig(block_size=32, n_layer=1, n_head=2, n_embd=8)).save_pretrained(
         folder, prepare.gpt2_tokenizer())
-    (folder / "tokenizer.json").unlink()  # then it's the vocabulary that tiktoken knows
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink()  # then it's the vocabulary that tiktoken knows
     (tmp_path / "text.txt").write_text(text[:6000], encoding="utf-8")
     succeed("prepare", f"--input={tmp_path / 'text.txt'}", "--tokenizer=gpt2",
             f"--out_dir={tmp_path / 'data'}")
@@ -269,7 +305,7 @@ def test_the_recipe_for_gpt2_works(tmp_path, monkeypatch, text):
     assert "iteration 2/2" in out
     assert succeed("sample", "--init_from=gpt2", "--start=Hello", "--max_new_tokens=2",
                    "--device=cpu").startswith("Hello")
-    assert "validation" in succeed("train", "--init_from=gpt2", "--eval_only", data,
+    assert "val with gpt2" in succeed("train", "--init_from=gpt2", "--eval_only", data,
                                    "--eval_iters=1", "--device=cpu", "--block_size=16",
                                    f"--out_dir={tmp_path / 'out'}")
 
@@ -277,7 +313,7 @@ def test_the_recipe_for_gpt2_works(tmp_path, monkeypatch, text):
 # ---- the hub ------------------------------------------------------------------------------------
 
 class Hub(http.server.ThreadingHTTPServer):
-    """A hub on loopback that holds files {path: bytes} and misbehaves as it's told to."""
+    """A hub on loopback that serves files {path: bytes} and misbehaves as requested."""
     daemon_threads = True
 
     def __init__(self):
@@ -349,7 +385,7 @@ def hub(monkeypatch, exported):
 
 
 def cached(tmp_path):
-    """The files in the cache that have the name of a whole one."""
+    """The files in the cache under their final names."""
     return sorted(path.name for path in (tmp_path / "hub").rglob("*")
                   if path.is_file() and path.suffix != ".part")
 
@@ -378,7 +414,7 @@ def test_a_revision_shards_and_a_bin_are_found(hub, trained, exported, tmp_path)
         GPT.from_pretrained("bin")  # there is no main
 
 
-def test_a_download_of_shards_that_broke_off_goes_on(hub, trained, exported, tmp_path):
+def test_a_download_of_shards_resumes_after_an_error(hub, trained, exported, tmp_path):
     from test_weight_files import write_shards
     folder = tmp_path / "shards"
     folder.mkdir()
@@ -426,7 +462,7 @@ def test_a_token_is_sent(hub, trained, monkeypatch, tmp_path):
 @pytest.mark.parametrize("faults", [
     ["break"], ["break", "break", "break"], ["stall"], [503, 503], ["break", "no range"],
     ["break", 503, "break"], ["break", "stall"]], ids=str)
-def test_a_connection_that_breaks_is_taken_up_again(faults, hub, trained, tmp_path):
+def test_a_download_resumes_after_a_lost_connection(faults, hub, trained, tmp_path):
     hub.faults["model.safetensors"] = list(faults)
     assert same(trained, GPT.from_pretrained("owner/name"))
     assert cached(tmp_path) == ["config.json", "model.safetensors", "tokenizer.json"]
@@ -439,7 +475,7 @@ def test_a_connection_that_breaks_is_taken_up_again(faults, hub, trained, tmp_pa
     ([503] * 9, "503"), ([404, 404], "status 404"), ([401], "HF_TOKEN"), ([403], "HF_TOKEN"),
     (["hash"] * 9, "sha256"), (["break"] * 9, "onnection")], ids=str)
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-def test_nothing_broken_is_left_where_a_whole_file_is_expected(file, faults, word, hub, trained,
+def test_a_failed_download_leaves_no_file_under_its_final_name(file, faults, word, hub, trained,
                                                                tmp_path):
     hub.faults[file] = list(faults)
     with pytest.raises(ValueError, match=word) as error:
@@ -450,7 +486,7 @@ def test_nothing_broken_is_left_where_a_whole_file_is_expected(file, faults, wor
     assert same(trained, GPT.from_pretrained("owner/name"))
 
 
-def test_without_a_connection_or_on_a_full_disk_there_is_one_message(hub, monkeypatch, tmp_path,
+def test_no_connection_and_a_full_disk_are_one_message(hub, monkeypatch, tmp_path,
                                                                      trained):
     def full(fd):
         raise OSError(28, "No space left on device")
@@ -466,7 +502,7 @@ def test_without_a_connection_or_on_a_full_disk_there_is_one_message(hub, monkey
     assert cached(tmp_path) == [] and same(trained, GPT.from_pretrained("owner/name"))
 
 
-def test_a_shard_can_not_lie_outside_its_folder(hub, exported, tmp_path):
+def test_a_shard_cannot_be_outside_its_folder(hub, exported, tmp_path):
     hub.files = {path: data for path, data in hub.files.items() if "safetensors" not in path}
     hub.files["/owner/name/resolve/main/model.safetensors.index.json"] = json.dumps(
         {"weight_map": {"a": "../../../../outside.safetensors"}}).encode()
@@ -477,11 +513,13 @@ def test_a_shard_can_not_lie_outside_its_folder(hub, exported, tmp_path):
     assert all(path.parent == inside for path in (tmp_path / "hub").rglob("*.safetensors*"))
 
 
-def test_without_gpt2s_vocabulary_at_hand_the_weights_are_read_all_the_same(tmp_path, monkeypatch):
+def test_the_weights_are_read_without_gpt2s_vocabulary_and_the_reason_is_given(
+        tmp_path, monkeypatch, capsys):
     def none(name):
         raise OSError("no network")
     GPT(GPTConfig(8, 50257, 1, 2, 4)).save_pretrained(tmp_path / "plain")
     monkeypatch.setattr(prepare.tiktoken, "get_encoding", none)
     assert GPT.from_pretrained(tmp_path / "plain").tokenizer is None
+    assert "no network" in capsys.readouterr().err
     code, out, err = call("sample", f"--init_from={tmp_path / 'plain'}", "--device=cpu")
-    assert code == 1 and out == "" and "tokenizer" in err
+    assert code == 1 and out == "" and "tokenizer" in err and "no network" in err

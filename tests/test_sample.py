@@ -20,12 +20,12 @@ from conftest import ROOT, call, succeed
 
 import config
 import sample
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, beam_search
 from prepare import load_tokenizer
 
 TEXT = ("To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer the\n"
         "slings and arrows of outrageous fortune. Être ou ne pas être, voilà la question.\n") * 20
-SPELLED = "naïve – 日本 🙂 fin"  # what the model of the fixture speller says, byte by byte
+SPELLED = "naïve – 日本 🙂 fin"  # what the model of the fixture speller writes, byte by byte
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,7 @@ def encoding(model):
 
 @pytest.fixture(scope="session")
 def speller(run_dir):
-    """A snapshot whose tokens are bytes and whose model says SPELLED, whatever it reads: its
+    """A snapshot whose tokens are bytes and whose model writes SPELLED after any prompt: its
     position embeddings point to the byte that is to follow, and its blocks add nothing."""
     snapshot = torch.load(run_dir / "final_model.pt", weights_only=True)
     snapshot["tokenizer"] = {"name": "bytes", "tokens": [chr(byte) for byte in range(256)]}
@@ -99,8 +99,9 @@ def continuations(model, encoding, prompt, **options):
     """The texts that model.generate makes of a prompt with sample.py's default settings."""
     defaults = dict(num_samples=1, max_new_tokens=40, temperature=0.8, top_k=200, seed=1337)
     options = defaults | options
-    ids = torch.tensor([encoding.encode_ordinary(prompt) or [encoding.eot_token]])
-    generator = torch.Generator().manual_seed(options.pop("seed"))
+    ids = torch.tensor([encoding.encode(prompt, allowed_special="all") or [encoding.eot_token]])
+    seed = options.pop("seed")
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     rows = model.generate(ids.repeat(options.pop("num_samples"), 1), eos_token=encoding.eot_token,
                           generator=generator, **options).tolist()
     return [prompt + whole_characters(encoding, row[ids.size(1):]) for row in rows]
@@ -124,7 +125,7 @@ def test_the_text_is_what_model_generate_makes_with_the_same_settings(
     assert text_of("--start=To be", *arguments) == expected + "\n"
 
 
-def test_each_setting_of_the_test_before_makes_another_text(model, encoding):
+def test_each_setting_of_the_test_above_makes_another_text(model, encoding):
     settings = (dict(), dict(temperature=0), dict(temperature=1.5), dict(top_k=3), dict(top_p=0.5),
                 dict(seed=7), dict(max_new_tokens=7))
     assert len({continuations(model, encoding, "To be", **options)[0] for options in settings}) == 7
@@ -139,6 +140,7 @@ def test_a_text_grows_beyond_the_block(text_of, model, encoding):
 def test_several_samples_are_printed_one_after_the_other(text_of, model, encoding):
     expected = continuations(model, encoding, "To be", num_samples=3)
     assert len(set(expected)) == 3
+    assert expected[:1] == continuations(model, encoding, "To be")  # whatever num_samples is
     out = text_of("--start=To be", "--num_samples=3")
     places = [out.index(text) for text in expected]
     assert places == sorted(places)
@@ -161,6 +163,16 @@ def test_an_empty_prompt_begins_a_new_document(text_of, model, encoding, tmp_pat
     assert text_of(f"--start=FILE:{tmp_path / 'empty.txt'}") == expected + "\n"
 
 
+def test_a_prompt_may_contain_the_token_that_ends_a_document(text_of, model, encoding):
+    prompt = "To be<|endoftext|>To"
+    ids = encoding.encode(prompt, allowed_special="all")
+    assert encoding.eot_token in ids and len(ids) < len(encoding.encode_ordinary(prompt)) - 3
+    expected, = continuations(model, encoding, prompt)
+    assert text_of(f"--start={prompt}") == expected + "\n"
+    plain, = continuations(model, encoding, "To beTo")
+    assert expected.removeprefix(prompt) != plain.removeprefix("To beTo")
+
+
 def test_top_k_above_the_vocabulary_and_0_are_all_of_it(text_of):
     everything = text_of("--start=To be", "--temperature=3.0", "--top_k=0")
     assert text_of("--start=To be", "--temperature=3.0", "--top_k=1000000") == everything
@@ -176,6 +188,8 @@ def test_the_snapshot_can_be_chosen_by_name_or_path_and_is_the_best_by_default(
     folder.mkdir(parents=True)
     shutil.copy(run_dir / "best.pt", tmp_path / "run" / "final_model.pt")
     shutil.copy(speller, folder / "snapshot_step_7.pt")
+    shutil.copy(run_dir / "best.pt", folder / "snapshot_step_6.pt")  # newer, but of a lower step
+    shutil.copy(run_dir / "best.pt", folder / "snapshot_step_x.pt")
     arguments = "--start=n", "--temperature=0", f"--out_dir={tmp_path / 'run'}"
     final = text_of(*arguments)  # there is no best.pt
     assert text_of(*arguments, "--snapshot=final") == final != SPELLED + "\n"
@@ -251,7 +265,7 @@ def test_text_is_in_the_pipe_before_all_of_it_is_made_and_ctrl_c_ends_with_130(r
         assert b"Traceback" not in err
 
 
-def test_a_reader_that_has_seen_enough_ends_the_program_in_peace(run_dir):
+def test_a_reader_that_closes_the_pipe_ends_the_program_without_an_error(run_dir):
     with running(run_dir, "--start=To be", "--max_new_tokens=1000000000") as process:
         assert process.stdout.read(10).startswith(b"To be")
         process.stdout.close()
@@ -264,8 +278,20 @@ def test_a_reader_that_has_seen_enough_ends_the_program_in_peace(run_dir):
 def test_interactive_continues_each_line_until_the_input_ends(sampled, model, encoding):
     code, out, err = sampled("--interactive", stdin="To be\nÊtre\n\n".encode())
     assert code == 0 and "Traceback" not in err
-    assert out == "".join(continuations(model, encoding, prompt)[0] + "\n"
+    generator = torch.Generator().manual_seed(1337)
+    assert out == "".join(continuations(model, encoding, prompt, seed=generator)[0] + "\n"
                           for prompt in ("To be", "Être", ""))
+
+
+def test_interactive_gives_a_new_text_each_time_and_the_seeds_first(sampled, model, encoding):
+    prompts = b"To be\nTo be\nTo be\n"
+    code, out, _ = sampled("--interactive", "--max_new_tokens=20", stdin=prompts)
+    generator = torch.Generator().manual_seed(1337)
+    texts = [continuations(model, encoding, "To be", seed=generator, max_new_tokens=20)[0]
+             for _ in range(3)]
+    assert code == 0 and out == "".join(text + "\n" for text in texts)
+    assert len(set(texts)) == 3
+    assert texts[0] == continuations(model, encoding, "To be", max_new_tokens=20)[0]
 
 
 def test_interactive_commands_change_settings_for_the_texts_that_follow(sampled, model, encoding):
@@ -273,8 +299,9 @@ def test_interactive_commands_change_settings_for_the_texts_that_follow(sampled,
         b"To be\n/temperature 0.5\nTo be\n/top_k 2\n/seed 5\nTo be\n"
         b"/num_samples 2\n/temperature 0\nTo be\n"))
     assert code == 0, err
-    first, = continuations(model, encoding, "To be")
-    second, = continuations(model, encoding, "To be", temperature=0.5)
+    generator = torch.Generator().manual_seed(1337)
+    first, = continuations(model, encoding, "To be", seed=generator)
+    second, = continuations(model, encoding, "To be", seed=generator, temperature=0.5)
     third, = continuations(model, encoding, "To be", temperature=0.5, top_k=2, seed=5)
     fourth, = continuations(model, encoding, "To be", temperature=0)
     assert len({first, second, third, fourth}) == 4
@@ -282,7 +309,7 @@ def test_interactive_commands_change_settings_for_the_texts_that_follow(sampled,
     assert out.count(fourth) == 2
 
 
-def test_interactive_help_lists_the_settings_and_goes_on(sampled, model, encoding):
+def test_interactive_help_lists_the_settings_and_asks_again(sampled, model, encoding):
     code, out, err = sampled("--interactive", stdin=b"/help\nTo be\n")
     assert code == 0 and "--temperature=" in out
     assert out.endswith("\n" + continuations(model, encoding, "To be")[0] + "\n")
@@ -291,7 +318,7 @@ def test_interactive_help_lists_the_settings_and_goes_on(sampled, model, encodin
 @pytest.mark.parametrize("line, named", [
     ("/temperature -1", "temperature"), ("/temperature hot", "temperature"), ("/top_p 0", "top_p"),
     ("/temperatur 1", "temperature"), ("/", "setting"), ("To be " * 50, "block_size")])
-def test_a_line_that_cannot_be_meant_is_answered_and_changes_nothing(
+def test_an_invalid_line_gets_an_error_message_and_changes_nothing(
         line, named, sampled, model, encoding):
     _, _, usual = sampled("--interactive", stdin=b"To be\n")
     code, out, err = sampled("--interactive", stdin=f"{line}\nTo be\n".encode())
@@ -304,7 +331,7 @@ def test_ctrl_c_stops_the_text_and_not_the_program(run_dir):
     with running(run_dir, "--interactive", "--max_new_tokens=1000000000") as process:
         process.stdin.write(b"To be\n")
         process.stdin.flush()
-        assert process.stdout.read(200).startswith(b"To be")  # and it would go on for ever
+        assert process.stdout.read(200).startswith(b"To be")  # and it would never end
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(b"/max_new_tokens 5\nQuestion\n")
         assert process.returncode == 0
@@ -362,7 +389,7 @@ def test_beams_are_printed_with_their_log_probabilities_the_best_first(sampled, 
         code, out, err = sampled(f"--snapshot={ender}", "--start=To be", "--max_new_tokens=12",
                                  "--beams=4", f"--length_penalty={penalty}")
         assert code == 0
-        beams = model.beam_search(ids, 12, 4, penalty, encoding.eot_token)
+        beams = beam_search(model, ids, 12, 4, penalty, encoding.eot_token)
         assert out == "".join("To be" + whole_characters(encoding, row[ids.size(1):]) + "\n"
                               for row, _ in beams)
         shown = [float(number) for number in re.findall(r"-\d+\.\d+", err)]
@@ -450,7 +477,7 @@ def test_a_model_without_a_tokenizer_can_be_exported_but_not_write(pretrained, s
     assert sampled("--init_from=folder", "--export=other")[0] == 0 and len(saved) == 1
 
 
-# ---- what can't be meant ------------------------------------------------------------------------
+# ---- invalid settings and files -----------------------------------------------------------------
 
 def assert_refused(result, code, *named):
     found, out, err = result
@@ -464,8 +491,8 @@ def assert_refused(result, code, *named):
 @pytest.mark.parametrize("argument", [
     "--top_p=0", "--top_p=-0.5", "--top_p=1.5", "--temperature=-1", "--temperature=nan",
     "--temperature=hot", "--top_k=-1", "--max_new_tokens=-1", "--num_samples=0", "--beams=-2",
-    "--stride=0", "--seed=-1", "--probs=-1", "--dtype=int8", "--device=nowhere"])
-def test_a_setting_that_cannot_be_meant_is_named(argument, sampled):
+    "--stride=0", "--seed=-1", "--probs=-1", "--dtype=int4", "--device=nowhere"])
+def test_an_invalid_setting_is_named(argument, sampled):
     code, out, err = sampled(argument)
     assert code in (1, 2)
     assert_refused((code, out, err), code, argument[2:].partition("=")[0])
@@ -500,7 +527,7 @@ def test_a_text_too_short_to_be_scored_is_refused(sampled, tmp_path):
     assert_refused(sampled(f"--score={tmp_path / 'empty.txt'}"), 1, "empty.txt")
 
 
-def test_a_snapshot_that_is_none_is_named(sampled, run_dir, tmp_path):
+def test_a_file_that_is_no_snapshot_is_named(sampled, run_dir, tmp_path):
     whole = (run_dir / "final_model.pt").read_bytes()
     damaged = bytearray(whole)
     damaged[len(whole) // 2] ^= 255

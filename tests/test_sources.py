@@ -1,7 +1,8 @@
-"""prepare.py's sources: files of every kind, folders, globs, addresses, standard input; the
-documents in them, and one line for each of them that is broken."""
+"""prepare.py's sources: files of every kind, folders, globs, URLs, standard input; the documents in
+them, the lock of the folder they are written to, and one line for each source that is broken."""
 
 import bz2
+import collections
 import gzip
 import hashlib
 import http.server
@@ -11,16 +12,19 @@ import json
 import lzma
 import os
 import random
+import signal
 import subprocess
 import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import regex
 from conftest import ROOT, call, succeed
 
 import prepare
@@ -79,14 +83,14 @@ def prepared(source, *arguments):
 
 
 def fails(source, *words, arguments=()):
-    """Prepare a source that can't be used: one line with these words, and no data."""
+    """Prepare a source that is refused: one line with these words, and no data."""
     code, out, err = call("prepare", f"--input={source}", "--out_dir=none", *arguments)
     assert code == 1 and out == "", (code, out, err)
     last = err.splitlines()[-1]
     assert last.startswith("error: ") and err.count("error: ") == 1
     for word in words:
         assert str(word) in last, last
-    assert not list(Path(".").glob("none/*"))
+    assert {path.name for path in Path("none").glob("*")} <= {".lock"}
     return last
 
 
@@ -111,14 +115,14 @@ PACKINGS = {
 
 
 @pytest.mark.parametrize("name", PACKINGS)
-def test_what_is_packed_gives_the_documents_in_it(name):
+def test_an_archive_gives_the_documents_in_it(name):
     Path(name).write_bytes(PACKINGS[name])
     found, _ = prepared(name, *ALL_TRAIN)
     assert found["train"] == ["first text", "second text", "third text"]
 
 
 @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz"])
-def test_a_packed_text_gives_the_same_files_as_the_text(ending):
+def test_a_compressed_text_gives_the_same_files_as_the_text(ending):
     text = (ROOT / "input.txt").read_bytes()[:50_000]
     Path("a.txt").write_bytes(text)
     pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[ending]
@@ -150,9 +154,26 @@ def test_standard_input_is_read_once_and_kept_beside_the_downloads():
     command = [sys.executable, ROOT / "prepare.py", "--vocab_size=300", "--out_dir=piped"]
     subprocess.run([*command, "--input=-"], input=text, check=True, capture_output=True)
     assert json.loads(Path("piped/meta.json").read_text())["splits"] == meta["splits"]
-    assert sorted(os.listdir("piped")) == ["meta.json", "test.bin", "train.bin", "val.bin"]
+    files = set(os.listdir("piped")) - {".lock"}
+    assert files == {"meta.json", "test.bin", "train.bin", "val.bin"}
     copy, = Path("data/downloads").iterdir()
     assert copy.read_bytes() == text
+
+
+def test_standard_input_can_be_jsonl():
+    command = [sys.executable, ROOT / "prepare.py", "--vocab_size=257", "--out_dir=piped"]
+    done = subprocess.run([*command, "--input=-.jsonl", *ALL_TRAIN], capture_output=True,
+                          input=lines(["first text", "second text"]))
+    assert done.returncode == 0, done.stderr
+    ids = np.fromfile("piped/train.bin", "uint16").tolist()
+    assert ids == [*b"first text", 256, *b"second text", 256]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.zst", "x.txt.zst", "x.parquet"])
+def test_a_format_that_is_not_read_is_refused_with_what_to_do(name):
+    Path(name).write_bytes(b"(\xb5/\xfd")
+    last = fails(name, name, Path(name).suffix, "--input=-", ".jsonl")
+    assert "convert" in last
 
 
 def test_hidden_files_and_links_in_circles_are_left_out():
@@ -179,7 +200,7 @@ def test_members_of_an_archive_that_have_the_same_name_are_all_read():
     assert prepared("x.zip", *ALL_TRAIN)[0]["train"] == ["first", "second"]
 
 
-def test_what_is_there_comes_before_patterns_and_names():
+def test_existing_files_come_before_patterns_and_names():
     Path("a1.txt").write_text("another")
     Path("a[1].txt").write_text("in brackets")
     Path("shakespeare").mkdir()
@@ -230,12 +251,40 @@ def test_documents_of_which_none_is_for_training_are_refused():
 
 def test_a_text_without_white_space_takes_time_in_proportion():
     Path("x.txt").write_text("x" * 6_000_000)
-    start = time.perf_counter()
+    start = time.process_time()
     pieces = list(prepare.documents(["x.txt"]))
-    assert len(pieces) == 1 and time.perf_counter() - start < 5  # it was quadratic: 10 s here
+    assert len(pieces) == 1 and time.process_time() - start < 5  # 10 s if it were quadratic
 
 
-def test_a_word_without_end_does_not_hold_up_the_learning(monkeypatch):
+LONG_LINES = {"json": '{"id":%d,"tags":["a","b2"],"it\'s":"don\'t!"},',
+              "csv": "%d,word,-1.5;", "chinese": "第%d章漢字,仮名。", "marks": "%d,ab<|endoftext|>!"}
+
+
+@pytest.mark.parametrize("name", LONG_LINES)
+def test_a_line_of_3_mb_without_blanks_is_cut_where_no_token_crosses(name):
+    text = "".join(LONG_LINES[name] % i for i in range(60_000))
+    text = (text * (3_000_000 // len(text) + 1))[:3_000_000]
+    Path("x.txt").write_text(text)
+    pieces = [piece for piece, _ in prepare.documents(["x.txt"])]
+    assert "".join(pieces) == text and max(map(len, pieces)) < 300_000
+    words = regex.findall(prepare.PATTERN, text)
+    assert [word for piece in pieces for word in regex.findall(prepare.PATTERN, piece)] == words
+
+
+def test_a_long_line_without_blanks_takes_time_and_memory_in_proportion():
+    measured = []
+    for copies in (20_000, 80_000):
+        Path("x.txt").write_text("".join(LONG_LINES["json"] % i for i in range(copies)))
+        tracemalloc.start()
+        start = time.process_time()
+        collections.deque(prepare.documents(["x.txt"]), maxlen=0)
+        measured.append((time.process_time() - start, tracemalloc.get_traced_memory()[1]))
+        tracemalloc.stop()
+    (time_small, memory_small), (time_large, memory_large) = measured
+    assert memory_large < 1.5 * memory_small and time_large < 8 * time_small
+
+
+def test_a_word_of_50_000_letters_does_not_slow_down_the_bpe(monkeypatch):
     Path("x.txt").write_text("".join(random.Random(1).choices("ACGT", k=50_000)) + " end")
     train_bpe, longest = prepare.train_bpe, []
     monkeypatch.setattr(prepare, "train_bpe", lambda words, size: longest.append(
@@ -271,6 +320,48 @@ def test_bytes_that_are_not_utf8_can_be_replaced():
 
 # ---- 2. documents -------------------------------------------------------------------------------
 
+def test_a_split_without_documents_is_announced_with_what_to_do():
+    Path("x.jsonl").write_bytes(lines([f"Document {i} " * 50 for i in range(3)]))
+    arguments = "--input=x.jsonl", "--vocab_size=257", "--out_dir=out"
+    code, out, err = call("prepare", *arguments, "--val_fraction=0.01", "--test_fraction=0")
+    splits = json.loads(Path("out/meta.json").read_text())["splits"]
+    assert code == 0 and splits["val"]["tokens"] == 0 < splits["train"]["tokens"]
+    note, = err.splitlines()
+    assert "val" in note and "val_fraction" in note and "one file" in note
+    code, out, err = call("prepare", *arguments, *ALL_TRAIN)  # empty, since it is meant to be
+    assert code == 0 and err == ""
+
+
+MARKED = "<|endoftext|>one story\n<|endoftext|><|endoftext|>\nanother\n<|endoftext|>the last"
+
+
+@pytest.mark.parametrize("name, content", [
+    ("x.txt", MARKED.encode()), ("x.jsonl", lines([MARKED])),
+    ("y.jsonl", lines(["one story\n", "\nanother\n<|endoftext|>the last<|endoftext|>"]))])
+def test_marks_in_a_text_can_end_documents(name, content):
+    Path(name).write_bytes(content)
+    found, meta = prepared(name, "--split_on_eot", *ALL_TRAIN)
+    assert found["train"] == ["one story\n", "\nanother\n", "the last"]
+    assert meta["source"]["bytes"] == sum(len(text) for text in found["train"])
+
+
+def test_marks_are_found_wherever_a_text_is_cut_into_pieces():
+    documents = [f"{i} " + "ab," * (i * 7 % 60_000) for i in range(0, 30_000, 1000)]
+    Path("x.txt").write_text("<|endoftext|>".join(documents))
+    found, _ = prepared("x.txt", "--split_on_eot", *ALL_TRAIN)
+    assert found["train"] == documents
+
+
+def test_a_note_says_that_marks_are_taken_as_text_and_how_to_split_on_them():
+    Path("x.txt").write_text(MARKED)
+    arguments = "--input=x.txt", "--vocab_size=257", "--out_dir=out", *ALL_TRAIN
+    code, _, err = call("prepare", *arguments)
+    note, = err.splitlines()
+    assert code == 0 and "4 times <|endoftext|>" in note and "--split_on_eot" in note
+    assert np.fromfile("out/train.bin", "uint16").tolist() == [*MARKED.encode()]
+    code, _, err = call("prepare", *arguments, "--split_on_eot")
+    assert code == 0 and err == ""
+
 def test_documents_end_with_endoftext_and_adding_some_moves_none():
     Path("few.jsonl").write_bytes(lines(DOCUMENTS[:40]))
     Path("more.jsonl").write_bytes(lines(DOCUMENTS[::-1]))
@@ -296,7 +387,7 @@ def test_a_document_has_the_same_split_in_whatever_file_it_comes():
     assert len(prepared("*.txt", *half)[0]["val"]) in range(20, 60)
 
 
-def test_the_name_of_the_special_token_in_a_text_is_just_text():
+def test_the_special_token_in_a_text_is_ordinary_text():
     Path("x.jsonl").write_bytes(lines(["a <|endoftext|> b", "c"]))
     succeed("prepare", "--input=x.jsonl", "--vocab_size=257", "--out_dir=out", *ALL_TRAIN)
     ids = np.fromfile("out/train.bin", "uint16").tolist()
@@ -335,17 +426,41 @@ def test_the_bpe_can_be_trained_on_a_sample_from_all_over_the_text(monkeypatch):
     assert numbers[0] < 20 and numbers[-1] > 980
 
 
-def test_the_tokens_of_gpt2_are_printed_beside_if_they_are_at_hand(text):
+def test_gpt2s_bytes_per_token_are_printed_where_its_vocabulary_is_cached(text):
     try:
         prepare.gpt2_tokenizer()
     except OSError as error:
-        pytest.skip(f"GPT-2's vocabulary can't be had here: {error}")
+        pytest.skip(f"GPT-2's vocabulary is not available here: {error}")
     Path("x.txt").write_text(text)
     out = succeed("prepare", "--input=x.txt", "--vocab_size=300", "--out_dir=out")
     val = prepare.load_tokenizer(prepare.gpt2_tokenizer()).encode_ordinary(
         text[int(0.8 * len(text)):int(0.9 * len(text))])
     size = json.loads(Path("out/meta.json").read_text())["splits"]["val"]["bytes"]
-    assert f"GPT-2's: {size / len(val):.2f} bytes/token" in out
+    line, = [line for line in out.splitlines() if "GPT-2's" in line]
+    assert f" {size / len(val):.2f} bytes/token" in line
+
+
+# ---- the lock -----------------------------------------------------------------------------------
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no flock")
+def test_a_second_prepare_in_the_same_folder_is_refused_and_the_first_succeeds(text):
+    Path("x.txt").write_bytes((ROOT / "input.txt").read_bytes())
+    Path("y.txt").write_text(text)
+    command = [sys.executable, ROOT / "prepare.py", "--input=x.txt", "--out_dir=out"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as first:
+        lock = Path("out/.lock")
+        while first.poll() is None and not (lock.exists() and lock.read_text()):
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)  # it learns its BPE, which takes a while
+        before = sorted(os.listdir("out"))
+        code, out, err = call("prepare", "--input=y.txt", "--vocab_size=300", "--out_dir=out")
+        assert code == 1 and out == "" and err.count("\n") == 1
+        assert f"out is in use by process {first.pid}" in err and "another folder" in err
+        assert sorted(os.listdir("out")) == before
+        first.send_signal(signal.SIGCONT)
+    assert first.returncode == 0
+    assert json.loads(Path("out/meta.json").read_text())["source"]["name"] == "x.txt"
+    prepared("y.txt")  # the lock ends with the process
 
 
 # ---- 3. errors ----------------------------------------------------------------------------------
@@ -363,7 +478,7 @@ def test_the_tokens_of_gpt2_are_printed_beside_if_they_are_at_hand(text):
     ("x.jsonl", b'{"text": "a"}\n\n{"body": "b"}\n', ["line 3", "text"]),
     ("x.jsonl", b'["a"]\n', ["line 1"]), ("x.jsonl", b'{"text": 7}', ["line 1"]),
     ("x.jsonl", b'{"text": "\xff"}', ["byte 10 is not UTF-8"]),
-    ("x.jsonl", b"[" * 100_000, ["line 1"]), ("x.jsonl", b"\n\n", ["x.jsonl", "characters=0"]),
+    ("x.jsonl", b"[" * 100_000, ["line 1"]), ("x.jsonl", b"\n\n", ["x.jsonl", "0 characters"]),
 ], ids=itertools.count())
 def test_a_source_that_is_broken_is_named_in_one_line(name, content, words):
     if content is not None:
@@ -412,7 +527,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(monkeypatch):
     fails("x.txt", "none/", "No space left on device", arguments=["--vocab_size=300"])
 
 
-# ---- 4. addresses -------------------------------------------------------------------------------
+# ---- 4. URLs ------------------------------------------------------------------------------------
 
 TEXT = (ROOT / "input.txt").read_bytes()[:200_000]
 
@@ -472,7 +587,7 @@ def downloads():
 @pytest.mark.parametrize("mode, requests", [("whole", 1), ("breaks", 2), ("ignores", 2),
                                             ("twice", 3), ("capped", 3), ("two-lengths", 1),
                                             ("restarts", 4)])
-def test_an_address_is_fetched_whole_whatever_the_server_does(server, mode, requests):
+def test_a_url_is_downloaded_completely_whatever_the_server_does(server, mode, requests):
     Path("x.txt").write_bytes(TEXT)
     expected, _ = prepared("x.txt")
     address = f"{server.at}/{mode}/text.txt?download=true"
@@ -483,13 +598,13 @@ def test_an_address_is_fetched_whole_whatever_the_server_does(server, mode, requ
     assert prepared(address)[0] == expected and len(server.seen) == requests  # kept
 
 
-def test_addresses_whose_ends_are_alike_are_kept_apart(server):
+def test_urls_that_end_alike_are_kept_apart(server):
     prepared(f"{server.at}/whole/text.txt?1,{server.at}/whole/text.txt?2", *ALL_TRAIN)
     assert len(downloads()) == 2
 
 
 @pytest.mark.parametrize("mode, requests", [("404", 1), ("403", 1), ("503", 5)])
-def test_an_address_that_has_moved_is_one_line_and_leaves_no_file(server, mode, requests):
+def test_a_url_that_is_refused_is_one_line_and_leaves_no_file(server, mode, requests):
     address = f"{server.at}/{mode}/text.txt"
     fails(address, address, mode)
     assert len(server.seen) == requests and not downloads()
@@ -503,14 +618,14 @@ def test_no_server_is_one_line(server):
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/x.txt", "http://"])
-def test_what_can_be_no_address_is_not_tried_again(monkeypatch, address):
+def test_an_invalid_url_is_not_retried(monkeypatch, address):
     waits = []
     monkeypatch.setattr(prepare.time, "sleep", waits.append)
     fails(address, address)
     assert waits == []
 
 
-def test_a_name_stands_for_its_address(monkeypatch):
+def test_a_name_in_sources_py_stands_for_its_url(monkeypatch):
     asked = []
 
     def download(url, path):

@@ -1,18 +1,21 @@
 """train.py end to end on small real runs: resuming, schedules, stopping, what it writes."""
 
 import csv
+import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, call, succeed
+from conftest import ROOT, TINY, call, succeed
 
 import train
-from model import GPT, GPTConfig, read_snapshot
+from model import GPT, GPTConfig, find_snapshot, read_snapshot
 
 MUON = [*TINY, "--optimizer=muon", "--dropout=0.1", "--gradient_accumulation_steps=2"]
 ADAMW = [*TINY, "--optimizer=adamw", "--learning_rate=0.003"]
@@ -33,7 +36,7 @@ def state(path):
 
 
 def same(a, b):
-    """Whether two nested structures of tensors are equal to the bit."""
+    """Whether two nested structures of tensors are bit-identical."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -50,7 +53,7 @@ def without_times(out_dir):
 # ---- the order of the data ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000, 4097])
-def test_the_computed_permutation_is_one(n):
+def test_shuffled_is_a_permutation(n):
     for key in ((1, 0), (1, 1), (2, 0)):
         assert sorted(train.shuffled(k, n, *key) for k in range(n)) == list(range(n))
     if n > 3:
@@ -72,7 +75,7 @@ def test_an_epoch_shows_every_token_once(monkeypatch):
     assert orders[0] != orders[1] != orders[2]
 
 
-def test_a_batch_depends_on_its_place_in_the_run_alone(monkeypatch):
+def test_a_sequence_depends_on_its_number_in_the_run_alone(monkeypatch):
     monkeypatch.setattr(train, "block_size", 8)
     tokens = np.arange(500, dtype=np.uint16)
     monkeypatch.setattr(train, "batch_size", 6)
@@ -106,14 +109,14 @@ def test_the_same_command_again_has_nothing_left_to_do(data_dir, finished_run):
     assert before == {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
 
 
-def test_more_iterations_go_on_from_the_end_of_a_finished_run(data_dir, finished_run, tmp_path):
+def test_more_iterations_resume_from_the_end_of_a_finished_run(data_dir, finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "out")
     out = run(data_dir, tmp_path / "out", "--max_iters=14")
-    assert "going on from" in out and "snapshot_step_12" in out
+    assert "resuming from" in out and "snapshot_step_12" in out
     assert read_snapshot(tmp_path / "out" / "final_model.pt")["step"] == 14
 
 
-def test_resume_demands_a_snapshot(data_dir, tmp_path):
+def test_resume_requires_a_snapshot(data_dir, tmp_path):
     code, _, err = call("train", *TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path}",
                         "--init_from=resume")
     assert code == 1 and "resume" in err and err.count("\n") == 1
@@ -129,8 +132,8 @@ def test_scratch_refuses_a_full_folder_unless_told_to_overwrite(data_dir, finish
     (tmp_path / "out" / "notes.csv").write_text("mine")
     succeed("train", *arguments, "--overwrite", "--max_iters=2")
     assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == [
-        "best.pt", "final_model.pt", "log.csv", "loss.svg", "notes.csv", "snapshot_step_0.pt",
-        "snapshot_step_2.pt"]
+        ".lock", "best.pt", "final_model.pt", "log.csv", "loss.svg", "notes.csv",
+        "snapshot_step_0.pt", "snapshot_step_2.pt", "test.json"]
 
 
 @pytest.mark.parametrize("argument, word", [("--n_layer=3", "n_layer"), ("--block_size=8", "block"),
@@ -141,7 +144,7 @@ def test_another_run_in_the_folder_is_not_touched(data_dir, finished_run, argume
     assert code == 1 and word in err and "--out_dir" in err and err.count("\n") == 1
 
 
-def test_a_run_on_other_data_is_not_gone_on_with(finished_run, text, tmp_path):
+def test_a_run_on_other_data_is_not_resumed(finished_run, text, tmp_path):
     (tmp_path / "text.txt").write_text(text[5000:])
     succeed("prepare", f"--input={tmp_path / 'text.txt'}", "--vocab_size=300",
             f"--out_dir={tmp_path}")
@@ -151,14 +154,15 @@ def test_a_run_on_other_data_is_not_gone_on_with(finished_run, text, tmp_path):
 
 # ---- what a run writes --------------------------------------------------------------------------
 
-def test_a_run_writes_the_files_of_the_design(finished_run):
+def test_a_run_writes_snapshots_a_log_a_picture_and_the_test_result(finished_run):
     assert sorted(path.name for path in finished_run.iterdir()) == [
-        "best.pt", "final_model.pt", "log.csv", "loss.svg", "snapshots"]
+        ".lock", "best.pt", "final_model.pt", "log.csv", "loss.svg", "snapshots", "test.json"]
     assert sorted(path.name for path in (finished_run / "snapshots").iterdir()) == [
         "snapshot_step_12.pt", "snapshot_step_8.pt"]
     snapshot = read_snapshot(finished_run / "best.pt")
-    assert {"model_state_dict", "optimizer_state_dict", "step", "loss", "best_val_loss",
-            "model_config", "settings", "tokenizer", "data", "format_version"} <= set(snapshot)
+    assert {"model_state_dict", "optimizer_state_dict", "step", "sequences", "loss",
+            "best_val_loss", "model_config", "settings", "tokenizer", "data",
+            "format_version"} <= set(snapshot)
     assert "transformer.h.0.attn.c_attn.weight" in snapshot["model_state_dict"]
     assert not [name for name in snapshot["model_state_dict"] if "_orig_mod" in name]
     assert snapshot["settings"]["batch_size"] == 4
@@ -166,7 +170,7 @@ def test_a_run_writes_the_files_of_the_design(finished_run):
 
 def test_the_log_has_a_row_for_each_line_and_evaluation(finished_run, data_dir):
     log = rows(finished_run)
-    assert list(log[0]) == list(train.HEADER)
+    assert list(log[0]) == list(train.LOG_COLUMNS)
     assert [int(row["step"]) for row in log] == list(range(1, 13))
     assert [int(row["step"]) for row in log if row["val_loss"]] == [4, 8, 12]
     meta, data = train.load_data(data_dir)
@@ -192,7 +196,11 @@ def test_the_loss_curve_is_a_picture_with_both_curves_and_numbers(finished_run):
         assert all(60 <= x <= 780 and 39 <= y <= 431 for x, y in points)
         assert points == sorted(points)
     words = [node.text for node in root if node.tag.endswith("text")]
-    assert {"train_loss", "val_loss", "iteration", "0", "12"} <= set(words)
+    assert {"train loss", "val loss", "iteration", "0", "2", "12"} <= set(words)
+    best = min(rows(finished_run), key=lambda row: float(row["val_loss"] or math.inf))
+    note, = [text for text in words if text.startswith("best: ")]
+    assert f"{float(best['val_loss']):.3f} at iteration {best['step']}" in note
+    assert f"{float(best['val_bits_per_byte']):.3f} bits per byte" in note
 
 
 def test_a_pipe_gets_plain_lines_only(data_dir, tmp_path):
@@ -316,28 +324,61 @@ def test_the_target_can_watch_the_validation_loss(data_dir, tmp_path):
     assert losses[-1] <= 5 < min(losses[:-1])
 
 
-def test_epochs_count_instead_of_iterations_when_they_are_set(data_dir, tmp_path):
+def test_max_iters_and_max_epochs_both_hold_whichever_comes_first(data_dir, tmp_path):
     tokens = len(np.fromfile(data_dir / "train.bin", np.uint16))
-    run(data_dir, tmp_path, "--max_epochs=0.1", "--batch_size=8")
-    assert read_snapshot(tmp_path / "final_model.pt")["step"] == math.ceil(0.1 * (tokens // 16) / 8)
+    for max_iters, max_epochs, expected in ((0, 0.05, math.ceil(0.05 * (tokens // 16) / 8)),
+                                            (3, 0.05, 3), (12, 1e-6, 1), (2, 0, 2)):
+        out_dir = tmp_path / f"{max_iters}_{max_epochs}"
+        run(data_dir, out_dir, f"--max_epochs={max_epochs}", f"--max_iters={max_iters}",
+            "--batch_size=8")
+        assert read_snapshot(out_dir / "final_model.pt")["step"] == expected
+    assert "max_iters=0" in fails(data_dir, tmp_path, "--max_iters=0", code=2)
 
 
-def test_eval_only_evaluates_and_writes_nothing(data_dir, finished_run, tmp_path):
-    out = run(data_dir, tmp_path / "none", "--eval_only", "--eval_iters=0")
-    assert "validation: loss" in out and not (tmp_path / "none").exists()
-    trained = run(data_dir, finished_run, "--eval_only", "--eval_iters=0")
-    loss = [float(re.search(r"loss ([\d.]+)", line)[1]) for line in (out, trained)]
-    assert loss[1] < loss[0]
+def loss_in(output):
+    return float(re.search(r"loss ([\d.]+)", output)[1])
+
+
+def test_eval_only_evaluates_the_best_snapshot_on_the_split_it_is_given(data_dir, finished_run):
+    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+    best = min(float(row["val_loss"]) for row in rows(finished_run) if row["val_loss"])
+    out = run(data_dir, finished_run, "--eval_only")
+    assert "best.pt" in out and loss_in(out) == pytest.approx(best, abs=1e-4)
+    out = run(data_dir, finished_run, "--eval_only", "--eval_split=test")
+    result = json.loads((finished_run / "test.json").read_text())
+    assert out.startswith("test with") and loss_in(out) == pytest.approx(result["loss"], abs=1e-4)
+    out = run(data_dir, finished_run, "--eval_only", "--eval_split=train")
+    assert out.startswith("train with") and loss_in(out) != pytest.approx(best, abs=1e-4)
+    assert before == {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+
+
+def test_eval_only_without_a_run_fails_with_one_line_and_writes_nothing(data_dir, tmp_path):
+    assert "train.py" in fails(data_dir, tmp_path / "none", "--eval_only")
+    assert not (tmp_path / "none").exists()
+
+
+def test_eval_only_takes_a_run_a_snapshot_or_an_exported_model(data_dir, finished_run, tmp_path):
+    GPT.from_snapshot(finished_run / "best.pt").save_pretrained(tmp_path / "exported")
+    shutil.copytree(finished_run / "snapshots", tmp_path / "run" / "snapshots")
+    shutil.copy(finished_run / "final_model.pt", tmp_path / "run")
+    first = finished_run / "snapshots" / "snapshot_step_8.pt"
+    losses = [loss_in(run(data_dir, tmp_path / "none", "--eval_only", f"--init_from={name}"))
+              for name in (finished_run, tmp_path / "exported", first, tmp_path / "run")]
+    steps = [read_snapshot(finished_run / "best.pt")["step"], 8, 12]
+    by_step = {int(row["step"]): float(row["val_loss"]) for row in rows(finished_run)
+               if row["val_loss"]}
+    assert losses == pytest.approx([by_step[i] for i in (steps[0], *steps)], abs=1e-4)
 
 
 def test_eval_only_without_a_validation_text_says_so(data_dir, tmp_path):
     succeed("prepare", f"--input={data_dir / 'text.txt'}", "--vocab_size=300", "--val_fraction=0",
             f"--out_dir={tmp_path / 'data'}")
     assert "val.bin" in fails(tmp_path / "data", tmp_path / "out", "--eval_only")
+    assert "val.bin" in fails(tmp_path / "data", tmp_path / "out", "--target_split=val")
     run(tmp_path / "data", tmp_path / "out", "--max_iters=2")  # but it can be trained on
 
 
-def test_going_on_repeats_no_evaluation_and_no_line_of_the_log(data_dir, finished_run, tmp_path):
+def test_a_resumed_run_repeats_no_line_of_the_log(data_dir, finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "out")
     out = run(data_dir, tmp_path / "out", "--max_iters=14")
     assert re.findall(r"^iteration (\d+)/14", out, re.MULTILINE) == ["13", "14"]
@@ -345,9 +386,9 @@ def test_going_on_repeats_no_evaluation_and_no_line_of_the_log(data_dir, finishe
     assert rows(tmp_path / "out")[:12] == rows(finished_run)
 
 
-def test_the_whole_splits_loss_equals_that_of_each_token_in_its_block(data_dir, finished_run):
+def test_the_loss_of_a_split_is_the_mean_over_each_token_in_its_block(data_dir, finished_run):
     found = run(data_dir, finished_run, "--eval_only", "--eval_iters=0")
-    model = GPT.from_snapshot(finished_run / "snapshots" / "snapshot_step_12.pt").eval()
+    model = GPT.from_snapshot(find_snapshot(finished_run)).eval()
     tokens = torch.from_numpy(np.fromfile(data_dir / "val.bin", np.uint16).astype(np.int64))
     nats = 0.0
     with torch.no_grad():
@@ -358,7 +399,7 @@ def test_the_whole_splits_loss_equals_that_of_each_token_in_its_block(data_dir, 
     assert f"loss {nats / (len(tokens) - 1):.4f}" in found
 
 
-def test_a_short_text_is_learned_by_heart(tmp_path, text):
+def test_a_short_text_is_memorized(tmp_path, text):
     short = text[:1200]
     (tmp_path / "short.txt").write_text(short)
     succeed("prepare", f"--input={tmp_path / 'short.txt'}", "--vocab_size=400", "--val_fraction=0",
@@ -392,7 +433,7 @@ def test_ids_beyond_the_vocabulary_are_named(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "gpt2_tokenizer", lambda: BYTES)
     shutil.copytree(data_dir, tmp_path / "data")
     np.full(5000, 299, np.uint16).tofile(tmp_path / "data" / "train.bin")
-    assert "train.bin" in fails(tmp_path / "data", tmp_path / "out")  # meta.json knows another file
+    assert "train.bin" in fails(tmp_path / "data", tmp_path / "out")  # meta.json has another hash
     (tmp_path / "data" / "meta.json").unlink()  # now it counts as GPT-2's tokens
     np.full(5000, 60_000, np.uint16).tofile(tmp_path / "data" / "train.bin")
     error = fails(tmp_path / "data", tmp_path / "out")
@@ -403,9 +444,12 @@ def test_a_training_split_shorter_than_a_block_is_named(data_dir, tmp_path):
     assert "block_size=50000" in fails(data_dir, tmp_path, "--block_size=50000")
 
 
-def test_a_width_the_heads_dont_divide_is_named(data_dir, tmp_path):
-    error = fails(data_dir, tmp_path / "out", "--n_embd=33")
-    assert "n_embd=33" in error and "n_head=2" in error and not (tmp_path / "out").exists()
+@pytest.mark.parametrize("arguments, word", [
+    (["--n_embd=33"], "n_embd=33"), (["--n_head=5"], "n_head=5"), (["--n_layer=0"], "n_layer=0"),
+    (["--dropout=1.5"], "dropout=1.5")])
+def test_an_impossible_shape_is_a_usage_error(data_dir, tmp_path, arguments, word):
+    assert word in fails(data_dir, tmp_path / "out", *arguments, code=2)
+    assert not (tmp_path / "out" / "snapshots").exists()
 
 
 def test_an_unknown_device_is_named(data_dir, tmp_path):
@@ -418,12 +462,14 @@ def test_an_unwritable_out_dir_is_named(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("argument", ["--optimizer=sgd", "--lr_schedule=up", "--batch_size=0",
-                                      "--size=gpt5", "--learning_rate=-1", "--target_split=dev"])
-def test_a_setting_that_cant_be_meant_is_wrong_usage(data_dir, tmp_path, argument):
+                                      "--size=gpt5", "--learning_rate=-1", "--target_split=dev",
+                                      "--eval_split=dev", "--compile=maybe", "--overwrite",
+                                      "--min_lr=0.1"])
+def test_an_invalid_setting_is_a_usage_error(data_dir, tmp_path, argument):
     assert argument[2:].split("=")[0] in fails(data_dir, tmp_path, argument, code=2)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_snapshots(data_dir, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_snapshots(data_dir, tmp_path):
     run(data_dir, tmp_path, "--max_iters=4")
     kept = state(tmp_path / "snapshots" / "snapshot_step_4.pt")
     error = fails(data_dir, tmp_path, "--learning_rate=1e30", "--muon_learning_rate=1e30",
@@ -442,3 +488,189 @@ def test_nanogpts_data_without_meta_json_is_taken_as_gpt2_tokens(tmp_path, monke
     assert "val loss" in out
     snapshot = read_snapshot(tmp_path / "out" / "final_model.pt")
     assert snapshot["model_config"]["vocab_size"] == 50257 and snapshot["tokenizer"] == BYTES
+
+
+def test_nanogpts_character_tokens_are_refused(data_dir, tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "val"):
+        shutil.copy(data_dir / f"{split}.bin", tmp_path / "data")
+    (tmp_path / "data" / "meta.pkl").write_bytes(b"not a pickle, and never read")
+    error = fails(tmp_path / "data", tmp_path / "out")
+    assert "meta.pkl" in error and "prepare.py" in error
+
+
+# ---- tokens, models and settings that don't belong together -------------------------------------
+
+@pytest.fixture(scope="module")
+def two_texts(tmp_path_factory):
+    """A folder with the data of two texts, the tokenizers being of one size, and a trained run."""
+    folder = tmp_path_factory.mktemp("two_texts")
+    whole = (ROOT / "input.txt").read_text(encoding="utf-8")
+    for name, text in (("a", whole[:30_000]), ("b", whole[-30_000:])):
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+        succeed("prepare", f"--input={folder / name}.txt", "--vocab_size=400",
+                f"--out_dir={folder / name}")
+    succeed("train", *TINY, f"--data_dir={folder / 'a'}", f"--out_dir={folder / 'run'}",
+            "--max_iters=60", "--eval_interval=60", "--snapshot_interval=60", "--batch_size=16")
+    GPT.from_snapshot(folder / "run" / "best.pt").save_pretrained(folder / "exported")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["run", "exported", "run/best.pt"])
+def test_data_in_another_tokenizers_tokens_are_refused_and_can_be_prepared_again(
+        two_texts, tmp_path, name):
+    arguments = [f"--init_from={two_texts / name}", "--eval_iters=0"]
+    for more in (["--eval_only"], ["--max_iters=2"]):
+        error = fails(two_texts / "b", tmp_path / "out", *arguments, *more)
+        assert f"prepare.py --tokenizer={two_texts / name}" in error
+    succeed("prepare", f"--input={two_texts / 'b.txt'}", f"--tokenizer={two_texts / name}",
+            f"--out_dir={tmp_path / 'data'}")
+    assert loss_in(run(tmp_path / "data", tmp_path / "out", *arguments, "--eval_only")) < 5.5
+    run(tmp_path / "data", tmp_path / "out", *arguments, "--max_iters=2")  # ln(400) is 5.99
+    final = read_snapshot(tmp_path / "out" / "final_model.pt")
+    assert final["tokenizer"] == read_snapshot(two_texts / "run" / "best.pt")["tokenizer"]
+
+
+def test_in_bfloat16_a_model_with_logits_near_minus_100_is_evaluated_as_the_same_function(
+        two_texts, tmp_path):
+    """GPT-2's logits are near -100, where bfloat16 is precise to 0.5: see model.rounded."""
+    snapshot = torch.load(two_texts / "run" / "best.pt", weights_only=True)
+    weights = snapshot["model_state_dict"]
+    losses, texts = [], []
+    for shift in (0, 10):  # along a direction that the embeddings don't use
+        weights["transformer.wte.weight"][:, 3] = shift
+        weights["transformer.wpe.weight"][:, 3] = -shift
+        weights["transformer.ln_f.bias"][3] = -shift
+        weights["lm_head.weight"] = weights["transformer.wte.weight"]
+        path = tmp_path / f"{shift}.pt"
+        torch.save(snapshot, path)
+        logits = GPT.from_snapshot(path).eval()(torch.tensor([[1, 2, 3]]))[0]
+        assert abs(logits.mean().item() + shift ** 2) < 20
+        for dtype in ("float32", "bfloat16"):
+            losses.append(loss_in(run(two_texts / "a", tmp_path, f"--init_from={path}",
+                                      f"--dtype={dtype}", "--eval_only", "--eval_iters=0")))
+        texts.append([succeed("sample", f"--snapshot={path}", "--dtype=bfloat16", "--device=cpu",
+                              f"--temperature={temperature}", "--start=The ")
+                      for temperature in (0, 1)])
+    assert losses == pytest.approx([losses[0]] * 4, abs=2e-3)
+    assert texts[0] == texts[1] and len(set(texts[0][1])) > 20
+
+
+def test_optimizer_settings_of_the_command_line_take_effect_on_resume(data_dir, tmp_path):
+    arguments = ["--lr_schedule=constant", "--optimizer=adamw"]
+    run(data_dir, tmp_path / "first", *arguments, "--max_iters=4")
+    weights = []
+    for i, more in enumerate([[], ["--weight_decay=5.0"], ["--beta1=0.5"], ["--beta2=0.5"]]):
+        shutil.copytree(tmp_path / "first", tmp_path / str(i))
+        run(data_dir, tmp_path / str(i), *arguments, *more, "--max_iters=8")
+        weights.append(read_snapshot(tmp_path / str(i) / "final_model.pt")["model_state_dict"])
+        run(data_dir, tmp_path / f"whole{i}", *arguments, *more, "--max_iters=8")
+    for i in range(1, 4):
+        assert not same(weights[0], weights[i])
+    whole = read_snapshot(tmp_path / "whole0" / "final_model.pt")["model_state_dict"]
+    assert same(weights[0], whole)
+
+
+def test_the_best_snapshot_is_measured_again_where_the_evaluation_changes(data_dir, tmp_path):
+    """The loss of one batch must not be compared with that of the whole split."""
+    arguments = ["--seed=1", "--eval_interval=20", "--snapshot_interval=20", "--log_interval=20"]
+    run(data_dir, tmp_path, *arguments, "--max_iters=60", "--eval_iters=1")
+    before = read_snapshot(tmp_path / "best.pt")
+    run(data_dir, tmp_path, *arguments, "--max_iters=80", "--eval_iters=0")
+    best = read_snapshot(tmp_path / "best.pt")
+    losses = [loss_in(run(data_dir, tmp_path, "--eval_only", "--eval_iters=0",
+                          f"--init_from={tmp_path}/snapshots/snapshot_step_{step}.pt"))
+              for step in (60, 80)]
+    assert before["best_val_loss"] != pytest.approx(losses[0], abs=1e-3)
+    assert best["best_val_loss"] == pytest.approx(min(losses), abs=1e-4)
+    # A worse model measured in an easier way doesn't replace it.
+    run(data_dir, tmp_path, *arguments, "--max_iters=100", "--eval_iters=1", "--learning_rate=1.0",
+        "--muon_learning_rate=1.0", "--lr_schedule=constant")
+    assert read_snapshot(tmp_path / "best.pt")["step"] == best["step"]
+
+
+def test_a_run_resumed_with_another_batch_size_continues_with_the_next_unread_sequence(
+        data_dir, tmp_path, monkeypatch):
+    read = []
+    original = train.get_batch
+
+    def get_batch(tokens, first):
+        read.extend(range(first, first + train.batch_size))
+        return original(tokens, first)
+
+    monkeypatch.setattr(train, "get_batch", get_batch)
+    run(data_dir, tmp_path, "--batch_size=16", "--max_iters=3")
+    run(data_dir, tmp_path, "--batch_size=4", "--max_iters=5", "--gradient_accumulation_steps=2")
+    run(data_dir, tmp_path, "--batch_size=6", "--max_iters=7")
+    assert read == list(range(3 * 16 + 2 * 8 + 2 * 6))
+    tokens = [int(row["tokens"]) for row in rows(tmp_path)]
+    assert tokens == [16 * n for n in (16, 32, 48, 56, 64, 70, 76)]
+
+
+# ---- one run a folder, and messages -------------------------------------------------------------
+
+def test_a_second_run_in_the_folder_is_refused_with_the_process_id(data_dir, finished_run,
+                                                                  tmp_path):
+    shutil.copytree(finished_run, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    holder = subprocess.Popen([sys.executable, "-c", "import sys, prepare\n"
+                               "lock = prepare.lock_folder(sys.argv[1])\n"
+                               "print('locked', flush=True)\nsys.stdin.read()", tmp_path / "out"],
+                              cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with holder:
+        assert holder.stdout.readline() == b"locked\n"
+        for arguments in ([], ["--max_iters=20"], ["--init_from=scratch", "--overwrite"]):
+            error = fails(data_dir, tmp_path / "out", *arguments)
+            assert str(holder.pid) in error and str(tmp_path / "out") in error
+        holder.communicate()
+    found = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    found[tmp_path / "out" / ".lock"] = before[tmp_path / "out" / ".lock"]
+    assert found == before
+    assert "resuming from" in run(data_dir, tmp_path / "out", "--max_iters=13")
+
+
+def test_samples_come_at_their_own_interval(data_dir, tmp_path):
+    out = run(data_dir, tmp_path, "--sample_interval=3", "--eval_interval=100", "--max_length=5",
+              "--log_interval=100")
+    assert out.count("  sample    |") == 4 and out.count("  predicted |") == 4
+
+
+def test_an_empty_last_line_in_the_log_is_no_obstacle(data_dir, tmp_path):
+    run(data_dir, tmp_path, "--max_iters=4")
+    with open(tmp_path / "log.csv", "a") as file:
+        file.write("\n")
+    run(data_dir, tmp_path, "--max_iters=6")
+    assert [row["step"] for row in rows(tmp_path)] == list("123456")
+
+
+def test_the_test_result_is_in_a_file_and_measured_once(data_dir, tmp_path):
+    out = run(data_dir, tmp_path)
+    result = json.loads((tmp_path / "test.json").read_text())
+    assert result["snapshot"] == "best.pt" and f"loss {result['loss']:.4f}" in out
+    assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
+    assert "test with" not in run(data_dir, tmp_path)
+    (tmp_path / "test.json").unlink()  # as if it had been interrupted
+    assert f"loss {result['loss']:.4f}" in run(data_dir, tmp_path)
+    assert json.loads((tmp_path / "test.json").read_text()) == result
+
+
+# ---- compiling ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("compile, device, flops, expected", [
+    (True, "cpu", 1e9, True), (False, "cuda", 1e18, False), ("auto", "cpu", 1e18, False),
+    ("auto", "cuda", 0.99e16, False), ("auto", "cuda", 1.01e16, True)])
+def test_auto_compiles_on_cuda_from_1e16_flops_of_the_whole_run_on(
+        compile, device, flops, expected, data_dir, tmp_path, monkeypatch):
+    settings = train.configure([*TINY, f"--out_dir={tmp_path}", f"--compile={compile}"])
+    for name, value in settings.items():
+        monkeypatch.setattr(train, name, value)
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    monkeypatch.setattr(train, "distributed", lambda model, device: model)
+    meta, data = train.load_data(data_dir)
+    tokens = settings["batch_size"] * settings["block_size"]
+    model = GPT(GPTConfig(16, meta["vocab_size"], 2, 2, 32))
+    n_iters = int(flops / (model.flops_per_token() * tokens))
+    machine = train.Machine(torch.device(device), torch.float32, 0, 1)
+    train.start_run(settings, meta, data, n_iters, machine)
+    assert len(compiled) == expected

@@ -1,5 +1,5 @@
-"""The files that GPT-2's weights come in: each form read to the bit, and whatever is broken in one
-refused with ValueError."""
+"""The files that GPT-2's weights come in: each format is read exactly, and whatever is broken in
+one is refused with ValueError."""
 
 import contextlib
 import json
@@ -117,21 +117,25 @@ def tensorflow_name(name):
     return "model/" + stem.replace(".", "/") + "/" + kind[last]
 
 
-def write_tensorflow(folder, tensors, blocks=1, config=None, **changes):
-    """The four files of OpenAI's form; the entries of the index are spread over so many blocks."""
-    data, entries = b"", {b"": b"\x08\x01\x1a\x02\x08\x01"}  # one shard, version 1
-    for name, tensor in sorted(tensors.items(), key=lambda item: tensorflow_name(item[0])):
-        shape = list(tensor.shape)
-        if tensor.dim() == 2 and ".h." in name:
-            shape = [1, *shape]
-        raw = tensor.numpy().tobytes()
+def write_tensorflow(folder, tensors, blocks=1, shards=1, name="model.ckpt", extra=(), **changes):
+    """The files of OpenAI's format; the entries of the index are spread over so many blocks, the
+    tensors over so many shards. extra: other variables {name: array}."""
+    data, entries = [b""] * shards, {b"": b"\x08" + varint(shards) + b"\x1a\x02\x08\x01"}
+    variables = dict(extra)
+    for key, tensor in tensors.items():
+        is_matrix = ".h." in key and tensor.dim() == 2
+        variables[tensorflow_name(key)] = tensor.numpy()[None] if is_matrix else tensor.numpy()
+    for i, (variable, array) in enumerate(sorted(variables.items())):
+        raw, shard = array.tobytes(), i % shards
         sizes = b"".join(b"\x12" + varint(len(size)) + size
-                         for size in (b"\x08" + varint(n) for n in shape))
-        entry = b"\x08\x01\x12" + varint(len(sizes)) + sizes
-        entry += (b"\x20" + varint(len(data)) if data else b"")  # a zero is left out
+                         for size in (b"\x08" + varint(n) for n in array.shape))
+        entry = b"\x08" + varint({"float32": 1, "int64": 9}[array.dtype.name])
+        entry += b"\x12" + varint(len(sizes)) + sizes
+        entry += b"\x18" + varint(shard) if shard else b""  # a zero is left out
+        entry += b"\x20" + varint(len(data[shard])) if data[shard] else b""
         entry += b"\x28" + varint(len(raw)) + b"\x35" + crc32c(raw)
-        entries[tensorflow_name(name).encode()] = changes.get(name, entry)
-        data += raw
+        entries[variable.encode()] = entry + changes.get(variable, b"")
+        data[shard] += raw
     items, index, handles = sorted(entries.items()), b"", []
     size = -(-len(items) // blocks)
     for i in range(0, len(items), size):
@@ -144,9 +148,11 @@ def write_tensorflow(folder, tensors, blocks=1, config=None, **changes):
         footer += varint(len(index)) + varint(len(part) - 5)
         index += part
     index += footer.ljust(40, b"\0") + struct.pack("<Q", 0xdb4775248b80fb57)
-    (folder / "model.ckpt.index").write_bytes(index)
-    (folder / "model.ckpt.data-00000-of-00001").write_bytes(data)
-    (folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt"\n')
+    (folder / f"{name}.index").write_bytes(index)
+    for i, part in enumerate(data):
+        (folder / f"{name}.data-{i:05d}-of-{shards:05d}").write_bytes(part)
+    (folder / "checkpoint").write_text(f'model_checkpoint_path: "{name}"\n'
+                                       f'all_model_checkpoint_paths: "{name}"\n')
     (folder / "config.json").unlink(missing_ok=True)
     (folder / "hparams.json").write_text(json.dumps(dict(n_vocab=20, n_ctx=8, n_embd=8, n_head=2,
                                                          n_layer=2)))
@@ -193,7 +199,7 @@ def peak_below(kilobytes):
 # ---- what can be read ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize("form", WRITERS)
-def test_each_form_is_read_to_the_bit(form, folder):
+def test_each_format_is_read_exactly(form, folder):
     model = make_model()
     WRITERS[form](folder, gpt2_tensors(model))
     found = GPT.from_pretrained(folder)
@@ -208,6 +214,124 @@ def test_a_tensorflow_index_may_have_several_blocks(folder):
     for blocks in (2, 5, 28):
         write_tensorflow(folder, gpt2_tensors(model), blocks=blocks)
         assert same(model, GPT.from_pretrained(folder))
+
+
+def adam(tensors):
+    """What Adam adds to a checkpoint: two slots for each variable, and counters."""
+    extra = {"global_step": np.array(1000), "beta1_power": np.array(0.9, np.float32),
+             "beta2_power": np.array(0.999, np.float32)}
+    for key, tensor in tensors.items():
+        shape = (1, *tensor.shape) if ".h." in key and tensor.dim() == 2 else tensor.shape
+        for slot in ("Adam", "Adam_1"):
+            extra[f"{tensorflow_name(key)}/{slot}"] = np.full(shape, 7, np.float32)
+    return extra
+
+
+def test_a_tensorflow_checkpoint_may_hold_an_optimizer(folder):
+    model = make_model()
+    tensors = gpt2_tensors(model)
+    write_tensorflow(folder, tensors, extra=adam(tensors), blocks=3)
+    assert same(model, GPT.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("shards", [2, 3, 30])
+def test_a_tensorflow_checkpoint_may_have_several_shards(shards, folder):
+    model = make_model()
+    tensors = gpt2_tensors(model)
+    write_tensorflow(folder, tensors, shards=shards, extra=adam(tensors))
+    assert same(model, GPT.from_pretrained(folder))
+    names = sorted([*map(tensorflow_name, tensors), *adam(tensors)])
+    needed = f"model.ckpt.data-{names.index('model/wte') % shards:05d}-of-{shards:05d}"
+    (folder / needed).unlink()
+    assert needed in refusal(folder)
+
+
+@pytest.mark.parametrize("path", ["model-1000", "/content/checkpoint/run1/model-1000"])
+def test_the_checkpoint_file_names_the_newest_checkpoint(path, folder):
+    model, older = make_model(), make_model()
+    with torch.no_grad():
+        older.transformer.wte.weight += 1
+    for name, each in (("model-500", older), ("model-1500", older), ("model-1000", model)):
+        write_tensorflow(folder, gpt2_tensors(each), name=name)
+    (folder / "checkpoint").write_text(f'model_checkpoint_path: "{path}"\n'
+                                       f'all_model_checkpoint_paths: "{path}"\n')
+    assert same(model, GPT.from_pretrained(folder))
+
+
+def test_partitioned_variables_and_the_v1_format_are_refused_by_name(folder):
+    tensors = gpt2_tensors(make_model())
+    # A TensorSliceProto in field 7 says that the variable is stored in parts.
+    write_tensorflow(folder, tensors, **{"model/wte": b"\x3a\x04\x0a\x02\x08\x05"})
+    message = refusal(folder)
+    assert "model/wte" in message and "partition" in message
+    (folder / "model.ckpt.index").unlink()
+    (folder / "model.ckpt").write_bytes(b"a table of tensors")
+    assert "model.ckpt" in (message := refusal(folder)) and "V1" in message and "V2" in message
+
+
+@pytest.mark.parametrize("form", ["safetensors", "shards", "bin", "old bin"])
+def test_float64_becomes_float32(form, folder):
+    model = make_model()
+    WRITERS[form](folder, {name: p.double() for name, p in gpt2_tensors(model).items()})
+    found = GPT.from_pretrained(folder)
+    assert same(model, found) and found.lm_head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_the_language_model_in_a_double_heads_model_is_read(form, folder):
+    model = make_model()
+    head = {"multiple_choice_head.summary.weight": torch.ones(1, 8),
+            "multiple_choice_head.summary.bias": torch.ones(1)}
+    WRITERS[form](folder, gpt2_tensors(model) | head)
+    (folder / "config.json").write_text(json.dumps(
+        CONFIG | {"architectures": ["GPT2DoubleHeadsModel"], "summary_type": "cls_index"}))
+    assert same(model, GPT.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("about", [{"activation_function": "gelu_pytorch_tanh"}, {"n_inner": 32},
+                                   {"n_inner": None}, {"n_ctx": 8}], ids=str)
+def test_other_ways_to_write_gpt2s_own_config_open(about, folder):
+    model = make_model()
+    write_safetensors(folder, gpt2_tensors(model))
+    (folder / "config.json").write_text(json.dumps(CONFIG | about))
+    assert same(model, GPT.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_state_dict_of_ddp_or_compile_opens(prefix, nested, folder):
+    model = make_model()
+    tensors = gpt2_tensors(model, f"{prefix}transformer.")
+    torch.save({"model": tensors, "step": 3} if nested else tensors, folder / "pytorch_model.bin")
+    assert same(model, GPT.from_pretrained(folder))
+
+
+def nanogpt(model, prefix, **changes):
+    """What nanoGPT's train.py saves: its tensors are nn.Linear's, its two names of wte are one."""
+    state = {f"{prefix}{name}": p.detach() for name, p in model.named_parameters()}
+    state[f"{prefix}lm_head.weight"] = model.lm_head.weight.detach()
+    return {"model": state, "optimizer": {"state": {}, "param_groups": []}, "iter_num": 2000,
+            "model_args": SHAPE | {"bias": model.config.bias, "dropout": 0.0} | changes,
+            "best_val_loss": torch.tensor(1.5), "config": {"dataset": "openwebtext"}}
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_checkpoint_of_nanogpt_opens_with_a_note_of_what_differs(prefix, bias, tmp_path, capsys):
+    model = make_model(bias=bias)
+    torch.save(nanogpt(model, prefix), tmp_path / "ckpt.pt")
+    found = GPT.from_pretrained(tmp_path / "ckpt.pt")
+    assert same(model, found) and found.config == model.config and found.tokenizer is None
+    note, = capsys.readouterr().err.splitlines()
+    assert "nanoGPT" in note and "GELU" in note
+
+
+def test_a_damaged_checkpoint_of_nanogpt_is_refused_by_name(tmp_path, capsys):
+    path = tmp_path / "ckpt.pt"
+    torch.save(nanogpt(make_model(), "", n_layer=3), path)
+    assert "transformer.h.2" in refusal(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    refusal(path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -241,7 +365,9 @@ def test_the_oldest_names_masks_and_a_second_copy_of_wte_make_no_difference(form
 def test_a_smaller_block_is_a_crop_and_dropout_can_be_set(folder):
     write_safetensors(folder, gpt2_tensors(make_model()))
     model = GPT.from_pretrained(folder, dropout=0.25)
-    assert model.config.dropout == 0.25 and model.transformer.h[1].dropout.p == 0.25
+    block = model.transformer.h[1]
+    assert model.config.dropout == model.transformer.drop.p == 0.25
+    assert block.attn.dropout.p == block.mlp.dropout.p == 0.25
     whole = make_model().transformer.wpe.weight
     model.crop_block_size(3)
     assert torch.equal(model.transformer.wpe.weight, whole[:3]) and model.config.block_size == 3
@@ -284,12 +410,13 @@ def test_loading_takes_little_more_memory_than_the_model(dtype, head, tmp_path):
     assert 0.9 < float(run.stdout) < 1.15, run.stdout
 
 
-# ---- what is no GPT-2 ---------------------------------------------------------------------------
+# ---- what is not a GPT-2 ------------------------------------------------------------------------
 
 @pytest.mark.parametrize("key, value", [
     ("model_type", "gpt_neo"), ("activation_function", "gelu"), ("layer_norm_epsilon", 1e-6),
     ("scale_attn_by_inverse_layer_idx", True), ("scale_attn_weights", False),
-    ("add_cross_attention", True), ("tie_word_embeddings", False)])
+    ("add_cross_attention", True), ("tie_word_embeddings", False), ("n_inner", 64),
+    ("quantization_config", {"bits": 4})])
 def test_a_model_that_computes_something_else_is_refused(key, value, folder):
     write_safetensors(folder, gpt2_tensors(make_model()))
     (folder / "config.json").write_text(json.dumps(CONFIG | {key: value}))
@@ -311,6 +438,17 @@ def test_missing_extra_and_misshapen_tensors_are_refused_by_name(form, folder):
     assert "no 'transformer.wte.weight'" in refusal(folder)
 
 
+def test_a_quantized_file_and_an_adapter_are_refused_by_name(folder):
+    whole = gpt2_tensors(make_model())
+    name = "transformer.h.0.ln_1.weight"
+    write_safetensors(folder, whole, **{name: {"dtype": "I8"}})
+    message = refusal(folder)
+    assert name in message and "I8" in message and "quantized" in message
+    write_safetensors(folder, whole)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert "adapter" in (message := refusal(folder)) and "merge" in message
+
+
 def test_an_output_matrix_of_its_own_and_integers_are_refused(folder):
     whole = gpt2_tensors(make_model())
     write_safetensors(folder, whole | {"lm_head.weight": whole["transformer.wte.weight"] + 1})
@@ -330,7 +468,7 @@ def test_a_shape_that_does_not_fit_is_refused_at_once(about, folder):
 
 
 def test_a_folder_without_weights_or_config_says_what_is_missing(tmp_path):
-    assert ".json" in refusal(tmp_path)
+    assert "config.json" in (message := refusal(tmp_path)) and "snapshot" in message
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert "model.safetensors" in refusal(tmp_path)
 
@@ -448,12 +586,12 @@ def test_a_mutated_file_loads_equal_or_is_refused(form, file, change, count, fol
 
 
 @pytest.mark.parametrize("count", [2000])
-def test_an_old_bin_that_is_mutated_never_ends_otherwise_than_in_valueerror(count, folder):
+def test_a_mutated_old_bin_raises_nothing_but_valueerror(count, folder):
     write_bin(folder, gpt2_tensors(make_model()), zipped=False)
     path, dice = folder / "pytorch_model.bin", random.Random(5)
     whole = path.read_bytes()
     with peak_below(50_000):
-        for _ in range(count):  # no checksums: other numbers can't be told from these
+        for _ in range(count):  # no checksums: changed numbers are not noticed
             path.write_bytes(mutated(whole, dice))
             try:
                 GPT.from_pretrained(folder)
@@ -463,7 +601,7 @@ def test_an_old_bin_that_is_mutated_never_ends_otherwise_than_in_valueerror(coun
 
 # ---- the way out --------------------------------------------------------------------------------
 
-def test_what_is_saved_is_read_back_to_the_bit(tmp_path):
+def test_what_is_saved_is_read_back_exactly(tmp_path):
     model = make_model()
     model.save_pretrained(tmp_path / "new" / "folder")
     assert same(model, GPT.from_pretrained(tmp_path / "new" / "folder"))
@@ -481,7 +619,7 @@ def test_a_model_without_biases_is_saved_as_one_whose_biases_are_zero(tmp_path):
     assert found.transformer.h[0].ln_1.bias.abs().sum() == 0
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_empty_is_left_unchanged(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):
         make_model().save_pretrained(tmp_path)
@@ -497,7 +635,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_positions_of_tensors_are_whole_words(tmp_path):  # mapped numbers have to lie at multiples
+def test_tensors_are_aligned_in_the_file(tmp_path):  # since they are memory-mapped
     make_model().save_pretrained(tmp_path / "model")
     data = (tmp_path / "model" / "model.safetensors").read_bytes()
     size, = struct.unpack("<Q", data[:8])
