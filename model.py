@@ -180,15 +180,18 @@ class GPT(nn.Module):
         n_tokens = count_tokens(self.tokenizer)  # fewer than vocab_size where that is padded
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
         for _ in range(max_new_tokens):
+            # Read what is new in the text, and draw the token that follows.
             logits = cache.next_logits(idx)[:, :n_tokens]
             u = next(random_numbers).to(idx.device)
             new = choose_token(logits, u, temperature, top_k, top_p)
+            # A row that has ended stays so.
             if eos_token is not None:
                 new = new.masked_fill(done, eos_token)
                 done |= new == eos_token
             yield new, logits
             if eos_token is not None and done.all():
                 return
+            # The new token is part of the text now.
             idx = torch.cat((idx, new), dim=1)
 
     def generate(self, idx, max_new_tokens, **options):
@@ -783,10 +786,12 @@ def weight_files(folder):
         names = json.loads(path.read_bytes())["weight_map"].values()
         return [folder / name for name in sorted({Path(name).name for name in names})]
     if path.name == "checkpoint":  # TensorFlow's: it names the newest
-        name = re.search(r'^model_checkpoint_path: "(?:.*/)?(.+)"', path.read_text("utf-8"))[1]
-        path = folder / f"{name}.index"
-        if not path.exists() and (folder / name).exists():
-            raise ValueError(f"{name} is a checkpoint of TensorFlow's V1 format: save it as V2")
+        found = re.search(r'^model_checkpoint_path: "(?:.*/)?(.+)"', path.read_text("utf-8"))
+        if not found:
+            raise ValueError("its file 'checkpoint' names none: no model_checkpoint_path")
+        path = folder / f"{found[1]}.index"
+        if not path.exists() and (folder / found[1]).exists():
+            raise ValueError(f"{found[1]} is a checkpoint of TensorFlow's V1 format: save it as V2")
     return [path]
 
 

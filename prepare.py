@@ -391,7 +391,7 @@ def find_files(sources):
         digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]  # URLs may end alike
         copy = f"data/downloads/{digest}-{os.path.basename(source.split('?')[0])}"
         found = [source] if os.path.exists(source) else [copy, *glob.glob(source, recursive=True)]
-        if source.startswith("-"):  # standard input, kept because it is read three times
+        if source in ("-", "-.jsonl"):  # standard input, kept because it is read three times
             with atomic_write(copy) as file:
                 while block := os.read(0, 1 << 20):
                     file.write(block)
@@ -575,7 +575,7 @@ def read_tokenizer(folder, vocab_size):
     special, whole_words = {}, False
     if (folder / "tokenizer.json").exists():
         found = json.loads((folder / "tokenizer.json").read_bytes())
-        check_tokenizer(found)
+        check_tokenizer(found, folder)
         ids, merges = found["model"]["vocab"], found["model"]["merges"]
         special = {added["content"]: added["id"] for added in found.get("added_tokens") or ()}
         whole_words = found["model"].get("ignore_merges")
@@ -637,7 +637,7 @@ def never_made(pairs):
     return {left + right for left, right in pairs} - made.keys()
 
 
-def check_tokenizer(found):
+def check_tokenizer(found, folder):
     """Raise ValueError if a tokenizer.json does anything that GPT-2's doesn't."""
     before, after = found.get("pre_tokenizer") or {}, found.get("post_processor") or {}
     model = found["model"]

@@ -6,7 +6,7 @@
 # Versions: torch 2.13.0, transformers 5.24.0.
 #
 # Seen: every token whose logit equals the k-th largest is kept. Bfloat16 has
-# 8 bits for a logit, and among GPT-2's 50,257 tokens many share one value:
+# 8 significant bits, and among GPT-2's 50,257 tokens many share a logit:
 # top_k=50 keeps more than 50 in most rows, and top_k=1 sometimes keeps two,
 # so that the token drawn depends on the seed. In float32 the guess is right.
 #

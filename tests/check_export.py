@@ -35,7 +35,8 @@ SENTENCES = """It's 3.14 o'clock, isn't it?  a , b ; we'll see: they've gone ...
 Falsches Üben von Xylophonmusik quält jeden größeren Zwerg. Où est l'été, señor? Příliš žluťoučký
 Съешь же ещё этих мягких французских булок. Ξεσκεπάζω την ψυχοφθόρα βδελυγμία. Բարեւ աշխարհ։
 שלום עולם! كيف حالك؟ امروز ۱۲۳ روز است. नमस्ते दुनिया १२३। আমি বাংলায় গান গাই। வணக்கம் உலகம்
-สวัสดีชาวโลก ភាសាខ្មែរ မြန်မာစာ გამარჯობა ሰላም ለዓለም 我能吞下玻璃而不伤身体。いろはにほへと カタカナ 한국어 문장
+สวัสดีชาวโลก ភាសាខ្មែរ မြန်မာစာ გამარჯობა ሰላም ለዓለም
+我能吞下玻璃而不伤身体。いろはにほへと カタカナ 한국어 문장
 🙂👩‍👩‍👧‍👦🇺🇳 e\u0301 ﬁ ½ ²³ Ⅷ ①\u200b\u00a0x\u3000y \t tabs\tand\r\nlines\n\n\n  end  """
 SIGNS = [chr(i) for i in range(161, 0x1F650, 13) if unicodedata.category(chr(i))[0] not in "C"]
 TEXT = SENTENCES + " ".join("".join(SIGNS[i:i + 7]) for i in range(0, len(SIGNS), 7))

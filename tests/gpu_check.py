@@ -179,7 +179,8 @@ def main():
         out = work / "large"
         options = ["config/gpt2.py", f"--data_dir={work}/random", f"--out_dir={out}",
                    "--max_iters=10", "--log_interval=1", "--eval_iters=4",
-                   "--num_return_sequences=0", "--compile=True", "--batch_size=32", "--gradient_accumulation_steps=16"]
+                   "--num_return_sequences=0", "--compile=True", "--batch_size=32",
+                   "--gradient_accumulation_steps=16"]
         if small:
             options += ["--size=", "--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=64",
                         "--batch_size=2", "--gradient_accumulation_steps=2", "--compile=False"]

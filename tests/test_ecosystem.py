@@ -13,8 +13,10 @@ BLOCK_SIZE = 64
 SENTENCES = [
     "a , b", " don't we'll they've ...  end ", "To be, or not to be: that is the question.",
     "Où est l'été, señor?", "Съешь же ещё этих булок", "Ξεσκεπάζω την ψυχοφθόρα", "שלום עולם!",
-    "كيف حالك؟ ۱۲۳", "नमस्ते दुनिया १२३", "สวัสดีชาวโลก", "我能吞下玻璃而不伤身体。", "いろはにほへと カタカナ",
-    "한국어 문장", "🙂👩‍👩‍👧‍👦 e\u0301 ﬁ ½", "tabs\tand\r\nlines\n\n\n  \u00a0x\u3000y", "aaaaaaa abababab 1234567"]
+    "كيف حالك؟ ۱۲۳", "नमस्ते दुनिया १२३", "สวัสดีชาวโลก",
+    "我能吞下玻璃而不伤身体。", "いろはにほへと カタカナ",
+    "한국어 문장", "🙂👩‍👩‍👧‍👦 e\u0301 ﬁ ½",
+    "tabs\tand\r\nlines\n\n\n  \u00a0x\u3000y", "aaaaaaa abababab 1234567"]
 PROMPT = "O gentle night, "
 
 

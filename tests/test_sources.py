@@ -257,7 +257,8 @@ def test_a_text_without_white_space_takes_time_in_proportion():
 
 
 LONG_LINES = {"json": '{"id":%d,"tags":["a","b2"],"it\'s":"don\'t!"},',
-              "csv": "%d,word,-1.5;", "chinese": "第%d章漢字,仮名。", "marks": "%d,ab<|endoftext|>!"}
+              "csv": "%d,word,-1.5;", "chinese": "第%d章漢字,仮名。",
+              "marks": "%d,ab<|endoftext|>!"}
 
 
 @pytest.mark.parametrize("name", LONG_LINES)
