@@ -1,12 +1,14 @@
 """The whole GPT-2: embeddings, attention, MLP, loss, generation, and the files with its weights.
 
-This is exactly GPT-2 (Radford et al. 2019), so every tool for GPT-2 can open what is trained here:
+This is GPT-2 (Radford et al. 2019; only without dropout of attention weights), so that every tool
+for GPT-2 opens what is trained here:
 - learned positions, added to the token embeddings
 - LayerNorm before attention and before the MLP, and one at the end
 - tanh GELU; biases in all linear layers
 - the output matrix is the token embedding (tied weights)
 """
 
+import copy
 import io
 import json
 import math
@@ -58,19 +60,23 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)  # nn.Dropout, made fast on CPUs (below)
 
     def forward(self, x, cache=None):  # (B, T, C) -> (B, T, C)
         B, T, C = x.shape
-        # Every position makes a query (what it looks for), a key (what it offers) and a value.
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3C) in heads
+        head_dim = C // self.n_head
+        # Each position has a query (what it looks for), a key (what it contains) and a value (what
+        # it passes on), in every head.
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, head_dim)  # (B, T, 3C), split into heads
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, n_head, T, head_dim)
-        is_causal, mask = True, None
-        if cache is not None:  # generating: attend to the keys and values of earlier calls, too
+        is_causal = True
+        mask = None
+        if cache is not None:  # generating (class Cache, below): also attend to earlier tokens
             is_causal, mask = cache.mask(T)
             k, v = cache.update(self.layer, k, v)
-        # Plainly: scores = (q @ k.mT / sqrt(head_dim)).masked_fill(later positions, -inf)
-        #          y = softmax(scores) @ v
+        # attention() is F.scaled_dot_product_attention, equivalent to
+        #     scores = (q @ k.mT / sqrt(head_dim)).masked_fill(later positions, -inf)
+        #     y = softmax(scores) @ v
         y = attention(q, k, v, is_causal, mask)  # (B, n_head, T, head_dim)
         y = y.transpose(1, 2).reshape(B, T, C)  # concatenate the heads
         return self.dropout(self.c_proj(y))
@@ -131,14 +137,14 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, idx, targets=None, return_logits=True, cache=None):
-        """Predict the token that follows each position of idx (B, T), the loss being in nats.
+        """Predict the token after each position of idx (B, T). The loss is in nats.
 
         targets   return_logits   returns
         None                      (logits (B, 1, vocab_size) of the last position, None)
         (B, T)    True            (logits (B, T, vocab_size), mean loss)
         (B, T)    False           (None, mean loss), without ever holding all logits in memory
 
-        Targets of -1 don't count. T and the tokens in the cache are at most block_size together.
+        Targets of -1 are ignored. T and the tokens in the cache are at most block_size together.
         """
         T = idx.size(1)
         start = 0 if cache is None else cache.length
@@ -169,25 +175,24 @@ class GPT(nn.Module):
                generator=None, compile=False):
         """Yield what follows idx (B, T), token by token: (ids (B, 1), logits (B, vocab_size)).
 
-        Ends after max_new_tokens or once every row has produced eos_token. What a row is given
-        depends on the generator and on the number of the row, not on how many rows there are. The
-        text may outgrow block_size. With compile, CUDA replays each step as a recorded graph.
+        Ends after max_new_tokens or once every row has produced eos_token. A row's text depends on
+        the generator and on the row's index, not on the number of rows. The text may outgrow
+        block_size. With compile, CUDA replays each step as a recorded graph.
         """
         if temperature < 0 or (top_p is not None and not 0 < top_p <= 1):
-            raise ValueError(f"{temperature=}, {top_p=}: expected at least 0, and above 0 up to 1")
-        cache = new_cache(self, len(idx), compile)
+            raise ValueError(f"{temperature=}, {top_p=}: expected temperature >= 0, 0 < top_p <= 1")
+        cache = new_cache(self, len(idx), max_new_tokens, compile)
         random_numbers = uniform_rows(len(idx), generator)
-        n_tokens = count_tokens(self.tokenizer)  # fewer than vocab_size where that is padded
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
         for _ in range(max_new_tokens):
             # Read what is new in the text, and draw the token that follows.
-            logits = cache.next_logits(idx)[:, :n_tokens]
+            logits = cache.next_logits(idx)
             u = next(random_numbers).to(idx.device)
             new = choose_token(logits, u, temperature, top_k, top_p)
             # A row that has ended stays so.
             if eos_token is not None:
                 new = new.masked_fill(done, eos_token)
-                done |= new == eos_token
+                done = done | (new == eos_token)
             yield new, logits
             if eos_token is not None and done.all():
                 return
@@ -205,8 +210,8 @@ class GPT(nn.Module):
     def flops_per_token(self):
         """Floating-point operations to train on one token (PaLM, Chowdhery et al. 2022, app. B)."""
         n_weights = self.num_params() - self.transformer.wpe.weight.numel()
-        attention = 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
-        return 6 * n_weights + attention
+        attention_flops = 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
+        return 6 * n_weights + attention_flops
 
     def parameter_groups(self):
         """Return (matrices in the blocks, embeddings, vectors) for the optimizers."""
@@ -252,7 +257,8 @@ class Cache:
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
         self.past = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
         self.length = 0  # positions filled
-        self.n_read = 0  # tokens of the text read
+        self.n_read = 0  # tokens of the text read: more than length once the cache was refilled
+        self.n_ids = n_token_ids(model.tokenizer)  # fewer than vocab_size where that is padded
 
     def update(self, layer, k, v):
         """Store the keys and values of T new positions; return those of all positions so far."""
@@ -280,7 +286,7 @@ class Cache:
             self.length = 0
             unread = text[:, -max(1, block_size // 2):]
         self.n_read = text.size(1)
-        return self.read(unread)
+        return self.read(unread)[:, :self.n_ids]
 
     def read(self, ids):
         return self.model(ids, cache=self)[0][:, -1]
@@ -301,7 +307,7 @@ def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
     if top_p is not None and top_p < 1:  # drop a token once the likelier ones reach top_p
         likelier = probs.cumsum(dim=-1) - probs
         probs = probs.masked_fill(likelier >= top_p, 0.0)
-    # Token i is chosen where 1 - u falls into the i-th interval of the cumulative probabilities.
+    # Token i is drawn if 1 - u falls into interval i; 1 - u > 0, so never one of probability 0.
     cumulative = probs.cumsum(dim=-1)
     index = torch.searchsorted(cumulative, (1 - u) * cumulative[:, -1:])
     return ids.gather(1, index)
@@ -365,8 +371,8 @@ class Dropout(nn.Dropout):
 
 
 def attention(q, k, v, is_causal=True, mask=None):
-    """Attend with q (B, n_head, T, head_dim) to k, v (B, n_head, S, head_dim). Plainly, for a mask
-    (T, S) that is True where a query may look:
+    """Attend with q (B, n_head, T, head_dim) to k, v (B, n_head, S, head_dim). Equivalent to, for a
+    mask (T, S) that is True where a query may look:
         scores = (q @ k.mT / math.sqrt(head_dim)).masked_fill(~mask, -math.inf)
         return F.softmax(scores, dim=-1) @ v
     GPT-2 also dropped attention weights in training, which no fast CPU kernel can do."""
@@ -378,7 +384,7 @@ def attention(q, k, v, is_causal=True, mask=None):
 
 
 def linear_cross_entropy(x, weight, targets):
-    """Return the mean loss of x (B, T, C) with targets (B, T), of which -1 doesn't count. Plainly:
+    """Return the mean loss of x (B, T, C) with targets (B, T), ignoring -1. Equivalent to:
         logits = F.linear(x, weight).flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten(), ignore_index=-1)
     """
@@ -478,7 +484,7 @@ def uniform_rows(batch_size, generator=None):
         yield from numbers.split(1, dim=1)
 
 
-def count_tokens(tokenizer):
+def n_token_ids(tokenizer):
     """Return how many ids a tokenizer has, or None without one."""
     if tokenizer is None:
         return None
@@ -486,14 +492,26 @@ def count_tokens(tokenizer):
     return 1 + max(len(tokenizer["tokens"]) - 1, *special.values())
 
 
-def new_cache(model, batch_size, compile=False):
-    """Return the Cache that is the fastest for generating so many texts."""
+def new_cache(model, n_rows, max_new_tokens, compile=False):
+    """Return the fastest Cache for generating n_rows texts. On a CPU, it may be that of a copy of
+    the model whose large layers are packed, as the weights are now; other weights are shared."""
     weight = model.transformer.wte.weight
     if model.training or hasattr(weight, "full_tensor"):  # sharded by FSDP
-        return Cache(model, batch_size)
-    if weight.is_cpu:
-        return CPUCache(model, batch_size)
-    return CUDAGraphCache(model, batch_size) if compile else Cache(model, batch_size)
+        return Cache(model, n_rows)
+    if not weight.is_cpu:
+        return CUDAGraphCache(model, n_rows) if compile else Cache(model, n_rows)
+    # Packing takes as long as a few tokens; for a single row, it is faster with AVX512 only.
+    pays = max_new_tokens >= 16 and torch.backends.mkldnn.is_available() and (
+        n_rows > 1 or torch.backends.cpu.get_cpu_capability().startswith("AVX512"))
+    supported = weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if pays and supported:
+        shared = [*model.parameters(), model.tokenizer]
+        model = copy.deepcopy(model, {id(each): each for each in shared})
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, nn.Linear) and layer.weight.numel() >= 1 << 19:  # above 2 MB
+                model.set_submodule(name, PackedLinear(layer, n_rows))
+    return Cache(model, n_rows)
 
 
 def for_inference(model, device, dtype):
@@ -526,44 +544,17 @@ class Int8Linear(nn.Module):
         return torch.ops.quantized.linear_dynamic(x, self.packed, reduce_range=True)
 
 
-class CPUCache(Cache):
-    """A cache that reads a single new token in fewer operations, with packed weights. They are the
-    weights of the moment at which the text begins; the model itself is left alone."""
+class PackedLinear(nn.Module):
+    """An nn.Linear for inputs of n_rows rows on a CPU: its weights are copied into the order in
+    which oneDNN's kernels for few rows read them."""
 
-    blocks = None
+    def __init__(self, layer, n_rows):
+        super().__init__()
+        self.bias = layer.bias
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), n_rows)
 
-    def read(self, ids):  # (B, T) -> (B, vocab_size)
-        if ids.size(1) > 1 or self.length == 0:
-            return super().read(ids)
-        (B, _), end, model = ids.shape, self.length + 1, self.model
-        if self.blocks is None:
-            self.lm_head = packed(model.lm_head, B)
-            self.blocks = [[packed(layer, B) for layer in (
-                block.ln_1, block.attn.c_attn, block.attn.c_proj,
-                block.ln_2, block.mlp.c_fc, block.mlp.c_proj)] for block in model.transformer.h]
-        x = model.transformer.wte(ids[:, 0]) + model.transformer.wpe.weight[self.length]
-        for past, (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj) in zip(self.past, self.blocks):
-            qkv = c_attn(ln_1(x)).view(B, 3, model.config.n_head, 1, -1).transpose(0, 1)
-            past[:, :, :, self.length:end] = qkv[1:]
-            y = F.scaled_dot_product_attention(qkv[0], past[0, :, :, :end], past[1, :, :, :end])
-            x = x + attn_proj(y.reshape(B, -1))
-            x = x + mlp_proj(F.gelu(c_fc(ln_2(x)), approximate="tanh"))
-        self.length = end
-        return self.lm_head(model.transformer.ln_f(x))
-
-
-def packed(layer, n_rows):
-    """Return the function of a layer for inputs of n_rows rows. On a CPU, that of a large nn.Linear
-    has its weights in the order in which oneDNN's kernels for few rows read them: twice as fast."""
-    if not isinstance(layer, nn.Linear):
-        return layer.forward
-    weight, bias = layer.weight.detach(), layer.bias
-    supported = torch.backends.mkldnn.is_available() and (weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
-    if not supported or weight.numel() < 1 << 19:  # below 2 MB it stays in a core's cache
-        return lambda x: F.linear(x, weight, bias)
-    copy = torch.ops.mkldnn._reorder_linear_weight(weight, n_rows)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], "")
+    def forward(self, x):
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 class CUDAGraphCache(Cache):
@@ -629,8 +620,7 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
     """Return [(ids, log-probability of what follows idx)] for idx (1, T), keeping the most likely
     beams at each step; the best log-probability / length ** length_penalty is the first. A beam
     with eos_token is complete."""
-    vocab_size = model.config.vocab_size
-    cache = new_cache(model, beams)
+    cache = new_cache(model, beams, max_new_tokens)
     texts = idx.expand(beams, -1)
     scores = torch.full((beams, 1), -math.inf, device=idx.device)  # log-probabilities
     scores[0] = 0.0  # all beams begin alike: only one of them counts
@@ -641,9 +631,10 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
         if eos_token is not None:  # a complete beam has a single continuation, at no cost
             log_probs = log_probs.masked_fill(done, -math.inf)
             log_probs[done[:, 0], eos_token] = 0.0
-        best_scores, best = (scores + log_probs).flatten().topk(beams)
-        parents = best // vocab_size
-        new = best[:, None] % vocab_size
+        totals = scores + log_probs
+        best_scores, best = totals.flatten().topk(beams)
+        parents = best // totals.size(1)
+        new = best[:, None] % totals.size(1)
         scores = best_scores[:, None]
         lengths = lengths[parents] + (~done[parents]).long()
         done = done[parents] | (new == eos_token)
@@ -764,7 +755,7 @@ def load_weights(folder, dropout):
     n_numbers = sum(tensor.numel() for tensor in state.values())
     n_bytes = sum(os.path.getsize(path) for path in folder.iterdir())
     if config.n_layer > len(state) or n_numbers > n_bytes:
-        raise ValueError(f"{n_bytes} bytes can't hold {config.n_layer=}, {n_numbers} numbers")
+        raise ValueError(f"{n_bytes} bytes can't hold n_layer={config.n_layer}, {n_numbers} numbers")
     with torch.device("meta"):  # neither initialized nor in memory
         model = GPT(config)
     model.load_state_dict(state, assign=True)

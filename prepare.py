@@ -32,7 +32,7 @@ import config
 from config.sources import SOURCES
 
 # text
-input = "input.txt"  # files, folders, globs, URLs, names in config/sources.py, or - (stdin); a,b
+input = "input.txt"  # files, folders, globs, URLs, names of config/sources.py, with commas; - stdin
 text_key = "text"  # the key of the text in each line of a .jsonl file
 encoding_errors = "strict"  # invalid UTF-8: 'strict' raises an error, 'replace' inserts U+FFFD
 split_on_eot = False  # whether <|endoftext|> in a text ends a document; else it is ordinary text
@@ -41,7 +41,7 @@ test_fraction = 0.1  # fraction held out for one final test
 # tokenizer
 tokenizer = "bpe"  # 'bpe': trained here; 'gpt2': OpenAI's; a folder: that of its model, run or data
 vocab_size = 2048  # tokens of the trained BPE, <|endoftext|> included; 257 is plain bytes
-bpe_sample_mb = 10.0  # train the BPE on so many million characters of the training split
+bpe_sample_mb = 10.0  # millions of characters of the training split to train the BPE on
 # system
 workers = 0  # threads that encode; 0: one per core
 out_dir = "data"  # folder for train.bin, val.bin, test.bin and meta.json
@@ -55,11 +55,10 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 
 def train_bpe(word_counts, vocab_size):
     """Learn a byte-pair encoding (Sennrich et al. 2016) from {word: count}.
-
     Words begin as bytes, the tokens 0 to 255. Then, again and again, the most frequent pair of
-    neighbors becomes a new token (of equally frequent ones, the pair with smaller ids). Returns
-    the tokens as latin-1 strings of their bytes. Inside a word, token i is the character chr(i),
-    so that a merge is str.replace: with a+b -> 256, "abab" becomes chr(256) * 2.
+    neighbors becomes a new token (of equally frequent ones, the pair with smaller ids).
+    A token is written in two ways. Token 256 made of "a" and "b": tokens[256] is "ab" (latin-1, a
+    character per byte), but in words it is the one character chr(256), so a merge is str.replace.
     """
     tokens = [chr(byte) for byte in range(256)]
     ids = {token: i for i, token in enumerate(tokens)}
@@ -92,10 +91,6 @@ def train_bpe(word_counts, vocab_size):
     return tokens
 
 
-class Encoding(tiktoken.Encoding):
-    eot_token = None  # the id of the token that ends a text, <|endoftext|> or another
-
-
 def load_tokenizer(description):
     """Return the Encoding of {"name", "tokens"}; <|endoftext|> follows the tokens, unless the
     tokenizer is another model's and has "special": {text: id} and "eot_token"."""
@@ -109,7 +104,7 @@ def load_tokenizer(description):
 
 
 def split_by_position(pieces, n_characters):
-    """Yield (split, text, False) for the only document: its beginning is for training."""
+    """Yield (split, text, is_last) for one document; is_last is False: nothing marks the cuts."""
     fractions = (1 - val_fraction - test_fraction, 1 - test_fraction, 1)  # where the splits end
     position = 0  # of the text in the document
     for text, _ in pieces:
@@ -163,6 +158,7 @@ def main(arguments=None):
     lock = lock_folder(out_dir)  # noqa: F841 (held until main returns)
     finish_publishing(out_dir)  # where an earlier prepare.py was interrupted
 
+    # A piece is up to 131,072 characters of a document, cut where no token crosses.
     def pieces():  # -> (split, text, is_last) for every piece of every document
         if n_documents == 1:
             return split_by_position(documents(paths), n_characters)
@@ -544,6 +540,10 @@ def finish_publishing(folder):
             new = Path(folder, f"{split}.bin.new")
             if new.exists() and fingerprint(new) == about["fingerprint"]:
                 os.replace(new, new.with_suffix(""))
+
+
+class Encoding(tiktoken.Encoding):
+    eot_token = None  # the id of the token that ends a text (tiktoken's is always <|endoftext|>)
 
 
 def find_tokenizer(name):

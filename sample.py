@@ -31,10 +31,10 @@ top_k = 200  # draw only among the k likeliest tokens; 0: all
 top_p = 1.0  # draw only among the likeliest tokens with this total probability
 seed = 1337  # the same seed gives the same text
 # instead of drawing
-beams = 0  # search for a likely text with so many beams; 0: draw
+beams = 0  # number of beams of a beam search; 0: draw
 length_penalty = 1.0  # a beam's log-probability is divided by its length to this power
 interactive = False  # ask for prompts; /temperature 0.5 changes a setting in between
-probs = 0  # show so many of the likeliest tokens at each step
+probs = 0  # number of likeliest tokens to show at each step (before temperature); 0: none
 score = ""  # measure the model on this text file
 stride = 32  # tokens by which --score's window of block_size advances
 # system
@@ -52,7 +52,7 @@ def load_model():
 
 def generate(model, encoding, prompt, generator):
     """Print num_samples continuations one after the other, the first one as it is generated."""
-    steps = stream(model, encoding, prompt, num_samples, generator)
+    steps = draw(model, encoding, prompt, num_samples, generator)
     decoders = [text_decoder(encoding) for _ in range(num_samples)]
     texts = [prompt] * num_samples
     print(prompt, end="", flush=True)
@@ -60,14 +60,14 @@ def generate(model, encoding, prompt, generator):
         pieces = [decode(token) for decode, token in zip(decoders, new[:, 0].tolist())]
         texts = [text + piece for text, piece in zip(texts, pieces)]
         print(pieces[0], end="", flush=True)
-    print("", *texts[1:], sep="\n---------------\n" if num_samples > 1 else "\n")
+    print("", *texts[1:], sep="\n---------------\n")
 
 
 def generate_with_probs(model, encoding, prompt, generator):
     """Print the likeliest tokens of each step to standard error, then the text."""
     decode = text_decoder(encoding)
     text = prompt
-    for new, logits in stream(model, encoding, prompt, 1, generator):
+    for new, logits in draw(model, encoding, prompt, 1, generator):
         chosen = new[0].item()
         text += decode(chosen)
         probabilities = logits[0].float().softmax(dim=-1)
@@ -79,11 +79,11 @@ def generate_with_probs(model, encoding, prompt, generator):
     print(text)
 
 
-def stream(model, encoding, prompt, n_rows, generator):
+def draw(model, encoding, prompt, n_rows, generator):
     """Yield (new ids (B, 1), logits (B, vocab_size)) until <|endoftext|> or max_new_tokens."""
     idx = encode_prompt(model, encoding, prompt, n_rows)
-    return model.stream(idx, max_new_tokens, temperature, top_k, top_p, encoding.eot_token,
-                        generator, compile)
+    return model.stream(idx, max_new_tokens, temperature, top_k, top_p, generator=generator,
+                        eos_token=encoding.eot_token, compile=compile)
 
 
 def generate_with_beams(model, encoding, prompt):
@@ -96,20 +96,20 @@ def generate_with_beams(model, encoding, prompt):
 
 def main(arguments=None):
     change_settings(arguments)
-    target, matrix_dtype = choose_device(device, "float32" if dtype == "int8" else dtype)
+    place, matrix_dtype = choose_device(device, "float32" if dtype == "int8" else dtype)
     text = sys.stdin.read() if start == "-" and not score else start
     if score or start.startswith("FILE:"):
         pieces = documents([score or start.removeprefix("FILE:")])
-        text = "".join(piece + "\n" if is_last else piece for piece, is_last in pieces)
+        text = "".join(piece + ("\n" if is_last else "") for piece, is_last in pieces)
         text = text.removesuffix("\n")
     model = load_model()
     if export:
         return model.save_pretrained(export)
     if not model.tokenizer:
         raise ValueError("the model has no tokenizer: put its tokenizer.json beside the weights")
-    if dtype == "auto" and target.type == "cpu" and (score or model.num_params() < 20e6):
-        matrix_dtype = torch.float32  # small matrices stay in the cache: halving them gains nothing
-    model = for_inference(model, target, "int8" if dtype == "int8" else matrix_dtype)
+    if dtype == "auto" and place.type == "cpu" and (score or model.num_params() < 20e6):
+        matrix_dtype = torch.float32  # small matrices fit in the CPU's cache; scores are exact
+    model = for_inference(model, place, "int8" if dtype == "int8" else matrix_dtype)
     encoding = load_tokenizer(model.tokenizer)
     if score:
         return print_score(model, encoding, text)
@@ -119,6 +119,9 @@ def main(arguments=None):
 
 
 # ---- plumbing: skip on a first reading ----
+
+LOADED = ("out_dir", "snapshot", "init_from", "export", "score", "device", "dtype")  # by the model
+
 
 def change_settings(arguments, current=None):
     settings = config.override(__file__, arguments, current, ("num_samples", "stride"))
@@ -168,8 +171,10 @@ def converse(model, encoding):
             if not line:
                 return
             if line.startswith("/"):
-                names = config.read_settings(__file__)
-                current = {name: globals()[name] for name in names}
+                name = line[1:].split()[0] if line[1:].split() else ""
+                if name in LOADED:
+                    raise ValueError(f"{name} can't be changed now: start sample.py again")
+                current = {name: globals()[name] for name in config.read_settings(__file__)}
                 change_settings(["--" + line[1:].strip().replace(" ", "=", 1)], current)
                 if seed != current["seed"]:
                     generator.manual_seed(seed)

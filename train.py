@@ -45,7 +45,7 @@ from prepare import atomic_write, gpt2_tokenizer, load_tokenizer
 data_dir = "data"  # folder with train.bin and val.bin
 out_dir = "out"  # folder for snapshots/, best.pt, final_model.pt, log.csv and loss.svg
 init_from = "auto"  # 'auto' resumes if it can; 'scratch', 'resume'; or 'gpt2', a folder, a snapshot
-overwrite = False  # with init_from='scratch' or weights: delete the run that is in out_dir
+overwrite = False  # with init_from='scratch' or a model's name: delete the run in out_dir
 snapshot_interval = 100  # iterations between snapshots
 keep_snapshots = 2  # how many of the newest snapshots are kept
 # logging, evaluation, samples
@@ -82,12 +82,12 @@ beta1 = 0.9  # AdamW: decay rate of the first moment
 beta2 = 0.95  # AdamW: decay rate of the second moment
 grad_clip = 1.0  # maximum norm of the gradient; 0: no clipping
 # learning rate schedule
-warmup_iters = 10  # iterations of linear warmup from 0
+warmup_iters = 10  # iterations of linear warmup
 lr_schedule = "linear"  # then: 'linear' or 'cosine' decay to min_lr, 'step', or 'constant'
 min_lr = 0.0  # AdamW's final learning rate; Muon's decays in proportion
 lr_decay_iters = 0  # the iteration at which min_lr is reached; 0: the last
 lr_gamma = 0.5  # 'step' multiplies by this ...
-lr_step_iters = 1000  # ... every so many iterations
+lr_step_iters = 1000  # ... after each lr_step_iters iterations
 # system
 seed = 1337  # for the weights, the order of the data and dropout
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto': the fastest available
@@ -98,15 +98,16 @@ activation_checkpointing = False  # recompute blocks in the backward pass to sav
 
 
 def hashed(*numbers):
-    """Return 64 random bits that are a function of the numbers."""
+    """Return 64 pseudo-random bits determined by the numbers."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
 
 
 def shuffled(k, n, *key):
     """Return where a random permutation of range(n) puts k, without storing the permutation.
 
-    Four rounds of a Feistel network permute the numbers below half * half (Luby & Rackoff 1988).
-    A result of n or more is permuted again until it is below n ("cycle walking").
+    Each round replaces (left, right) by (right, left XOR a hash of right), which can be undone: so
+    no two k collide (a Feistel network, Luby & Rackoff 1988). It permutes the numbers below half *
+    half; a result of n or more is permuted again until it is below n.
     """
     n_bits = (n - 1).bit_length()
     half = 2 ** ((n_bits + 1) // 2)
@@ -118,9 +119,9 @@ def shuffled(k, n, *key):
 
 
 def get_batch(tokens, first):
-    """Return the run's sequences number first, first + 1, ... as ids (batch_size, block_size + 1).
+    """Return the run's sequences from number first on: ids (batch_size, block_size + 1).
 
-    An epoch cuts the ring of tokens into blocks, from an offset of its own, and visits them in
+    The tokens are a circle. Each epoch cuts it into blocks from a random offset and visits them in
     random order. A sequence is a function of the seed and its number: resuming needs no state.
     """
     n_blocks = len(tokens) // block_size
@@ -129,7 +130,7 @@ def get_batch(tokens, first):
         epoch, k = divmod(sequence, n_blocks)
         block = shuffled(k, n_blocks, seed, epoch)
         starts.append((hashed(seed, epoch) + block * block_size) % len(tokens))
-    positions = np.add.outer(starts, np.arange(block_size + 1)) % len(tokens)
+    positions = (np.array(starts)[:, None] + np.arange(block_size + 1)) % len(tokens)
     return torch.from_numpy(tokens[positions].astype(np.int64))
 
 
@@ -141,7 +142,7 @@ def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
     if x.size(1) > x.size(2):
         return orthogonalized(x.mT).mT  # the products are smaller this way
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
+    for _ in range(5):  # x = 3.4445 x + (-4.7750 gram + 2.0315 gram @ gram) @ x
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
         x = torch.baddbmm(x, polynomial, x, beta=3.4445)
@@ -152,7 +153,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized (Jordan et al. 2024, "Muon: An optimizer for hidden layers ...").
 
     The gradient of a weight matrix is dominated by a few directions. Making all singular values
-    equal lets the rare ones contribute as much.
+    equal lets the rare ones contribute as much. (full_tensor and shard_like matter to FSDP only.)
     """
 
     @torch.no_grad()
@@ -173,9 +174,10 @@ class Muon(torch.optim.Optimizer):
                 for matrix in update.chunk(3 if is_c_attn else 1):  # views: writing changes update
                     by_shape[matrix.shape].append(matrix)
             for (rows, cols), matrices in by_shape.items():
-                scale = math.sqrt(max(1, rows / cols))  # a typical entry is the same for any shape
-                for matrix, result in zip(matrices, orthogonalized(torch.stack(matrices))):
-                    matrix.copy_(result).mul_(scale)
+                scale = math.sqrt(max(1, rows / cols))  # the RMS of the entries is 1 / sqrt(cols)
+                results = orthogonalized(torch.stack(matrices)) * scale
+                for matrix, result in zip(matrices, results):
+                    matrix.copy_(result)
             # 3. Weight decay and update.
             for p, update in zip(group["params"], updates):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -189,7 +191,7 @@ def make_optimizers(model):
     if optimizer == "adamw":
         decayed = dict(params=matrices + embeddings, weight_decay=weight_decay)
         return [adamw([decayed, dict(params=vectors)])]
-    muon = Muon(matrices, dict(lr=0.0, momentum=0.95, weight_decay=weight_decay))
+    muon = Muon(matrices, defaults=dict(lr=0.0, momentum=0.95, weight_decay=weight_decay))
     return [adamw(embeddings + vectors), muon]
 
 
@@ -212,7 +214,7 @@ def lr_factor(step, n_iters):
 
 @dataclass
 class Run:
-    """A run and how far it is. A snapshot keeps settings, and model down to best_measure."""
+    """The state of a run. A snapshot stores settings and the fields from model to best_measure."""
     settings: dict
     meta: dict  # of the data: its tokenizer, the bytes in each split
     data: dict  # {split: Tokens}
@@ -223,7 +225,7 @@ class Run:
     scaler: torch.amp.GradScaler = None  # of float16's gradients
     step: int = 0  # iterations done
     sequences: int = 0  # sequences read, of block_size tokens each
-    loss: float = math.nan  # of the last iteration
+    loss: float = math.nan  # the last one read
     best_val_loss: float = math.inf
     best_measure: list = None  # what best_val_loss was measured on
     n_iters: int = 0  # iterations to do
@@ -231,6 +233,19 @@ class Run:
     resumed_from: Path = None
     log: list = field(default_factory=list)  # the rows of log.csv
     signals: list = field(default_factory=list)  # Ctrl-C or SIGTERM, heeded after the iteration
+
+
+def loss_of(run, inputs, targets):
+    """Return the mean loss of inputs (B, T) with targets (B, T), where -1 does not count."""
+    highest, vocab_size = max(inputs.max(), targets.max()), run.model.config.vocab_size
+    if highest >= vocab_size:
+        raise ValueError(f"token {highest} in {data_dir}, but {vocab_size=}: prepare it again")
+    if run.machine.device.type == "cuda":
+        inputs, targets = inputs.pin_memory(), targets.pin_memory()
+    inputs = inputs.to(run.machine.device, non_blocking=True)
+    targets = targets.to(run.machine.device, non_blocking=True)
+    with run.machine.autocast():
+        return run.forward(inputs, targets, return_logits=False)[1]
 
 
 def train_step(run):
@@ -243,12 +258,13 @@ def train_step(run):
         # DDP averages the gradients of all processes once, in the last backward pass.
         is_last = i + n_processes >= gradient_accumulation_steps
         run.forward.require_backward_grad_sync = is_last
-        # Forward and backward. The mean over micro-batches is the mean over all sequences.
+        # Forward and backward. DDP divides by n_processes: the sum is a mean over all sequences.
         ids = get_batch(run.data["train"], run.sequences + i * batch_size)
-        loss = loss_of(run, ids[:, :-1], ids[:, 1:]) * (n_processes / gradient_accumulation_steps)
+        inputs, targets = ids[:, :-1], ids[:, 1:]  # the target of a position is the next token
+        loss = loss_of(run, inputs, targets) * (n_processes / gradient_accumulation_steps)
         run.scaler.scale(loss).backward()
         total_loss += loss.detach()
-    run.model.eval()
+    run.model.eval()  # no dropout outside of this loop
     # Clip the gradient.
     for opt in run.optimizers:
         run.scaler.unscale_(opt)
@@ -271,7 +287,7 @@ def train_step(run):
 
 def main(arguments=None):
     settings = configure(arguments)
-    globals().update(settings)
+    globals().update(settings)  # batch_size and the others above now have their final values
     machine = start_processes()
     meta, data = load_data(data_dir)
     if eval_only:
@@ -288,19 +304,19 @@ def main(arguments=None):
     while not is_finished(run):
         # One iteration: forward, backward, update.
         loss = train_step(run)
-        # Read the loss where something needs it: reading waits for the GPU.
-        stop = read_loss(run, loss)
+        # Read the loss where it is needed (that waits for the GPU), check it, look for signals.
+        stop = check_iteration(run, loss)
         show_progress(run)
         # Evaluate and log.
-        evaluates = len(data["val"]) > 1 and is_due(run, eval_interval)
-        if evaluates or is_due(run, log_interval):
-            val = evaluate(run, "val") if evaluates else None
-            stop = stop or (evaluates and val is None)  # a signal interrupted the evaluation
+        should_evaluate = len(data["val"]) > 1 and is_due(run, eval_interval)
+        if should_evaluate or is_due(run, log_interval):
+            val = evaluate(run, "val") if should_evaluate else None
+            stop = stop or (should_evaluate and val is None)  # a signal interrupted the evaluation
             if val and val.val_loss < run.best_val_loss:
                 run.best_val_loss = val.val_loss
                 save_snapshot(run, "best.pt")
             log_progress(run, val)
-        # Show what the model writes by now.
+        # Print a sample.
         if sample_interval and run.step % sample_interval == 0:
             print_samples(run, 1)
         # Save a snapshot.
@@ -339,7 +355,7 @@ def configure(arguments):
         config.usage("min_lr={min_lr}: expected at most learning_rate={learning_rate}"
                      .format(**settings))
     if settings["overwrite"] and settings["init_from"] in ("auto", "resume"):
-        config.usage("overwrite=True: expected with --init_from=scratch (or weights) only")
+        config.usage("overwrite=True needs --init_from=scratch (or a model's name)")
     return settings
 
 
@@ -464,19 +480,6 @@ class Tokens:
         return ids
 
 
-def loss_of(run, inputs, targets):
-    """Return the mean loss of inputs (B, T) with targets (B, T), where -1 does not count."""
-    highest, vocab_size = max(inputs.max(), targets.max()), run.model.config.vocab_size
-    if highest >= vocab_size:
-        raise ValueError(f"token {highest} in {data_dir}, but {vocab_size=}: prepare it again")
-    if run.machine.device.type == "cuda":
-        inputs, targets = inputs.pin_memory(), targets.pin_memory()
-    inputs = inputs.to(run.machine.device, non_blocking=True)
-    targets = targets.to(run.machine.device, non_blocking=True)
-    with run.machine.autocast():
-        return run.forward(inputs, targets, return_logits=False)[1]
-
-
 def evaluate(run, split):
     """Return the Loss on a split, or on eval_iters batches spread over it; None after a signal."""
     tokens = run.data[split]
@@ -509,6 +512,7 @@ def evaluate_weights(run, path, split):
     state_dict.set_model_state_dict(run.model, weights, options=full)
     loss = evaluate(run, split)
     state_dict.set_model_state_dict(run.model, own, options=full)
+    sum_over_processes(0)  # a process that ended now would cut off those that still receive
     return loss
 
 
@@ -670,7 +674,7 @@ def is_finished(run):
     return run.step >= run.n_iters or loss <= target_loss
 
 
-def is_due(run, *intervals):
+def is_due(run, *intervals):  # also after the last iteration
     return is_finished(run) or any(run.step % interval == 0 for interval in intervals)
 
 
@@ -685,7 +689,7 @@ def catch_signals(run):
     signal.signal(signal.SIGTERM, note)
 
 
-def read_loss(run, loss):
+def check_iteration(run, loss):
     """Set run.loss from the tensor, if something needs it now; return whether to stop."""
     n_processes = run.machine.n_processes
     saves = is_due(run, eval_interval, snapshot_interval)
@@ -699,7 +703,8 @@ def read_loss(run, loss):
         norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters()))
         is_sound = is_sound and math.isfinite(norm.item())
     if not is_sound:
-        raise ValueError(f"iteration {run.step}: inf or nan: lower learning_rate (and Muon's)")
+        raise ValueError(f"iteration {run.step}: inf or nan: lower learning_rate and "
+                         "muon_learning_rate")
     return n_signals > 0
 
 
@@ -742,7 +747,7 @@ def progress_line(run, seconds):
 
 def show_progress(run):
     """Print how far the run is, on a terminal; speed is measured since the last row of the log."""
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and math.isfinite(run.loss):
         seconds = time.time() - run.machine.started
         last = run.log[-1] if run.log else dict(tokens=0, seconds=0)
         tokens = run.sequences * block_size - int(last["tokens"])

@@ -8,6 +8,7 @@ them: a setting given as --key=value keeps that value while a config file runs, 
 
 import ast
 import difflib
+import os
 import re
 import sys
 from contextlib import suppress
@@ -116,7 +117,8 @@ def usage(message):
 
 
 def run(main, arguments=None):
-    """Call main(arguments) and return the exit code; errors a user can cause become one line."""
+    """Call main(arguments) and return the exit code; errors a user can cause become one line.
+    With TRACEBACK=1 in the environment, they show where they come from, too."""
     try:
         return main(sys.argv[1:] if arguments is None else arguments) or 0
     except BrokenPipeError:  # the reader closed the pipe: python sample.py | head
@@ -126,6 +128,8 @@ def run(main, arguments=None):
         print("interrupted", file=sys.stderr)
         return 130
     except (OSError, ValueError, OverflowError) as error:
+        if "TRACEBACK" in os.environ:
+            raise
         message = str(error)
         if getattr(error, "filename", None):
             message = f"{error.filename}: {error.strerror}"

@@ -35,7 +35,8 @@ from model import read_snapshot
 
 ROOT = Path(train.__file__).parent
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train", "torch._dynamo", "pytest"])
+FORKS.set_forkserver_preload(["train", "torch._dynamo", "torch.distributed.checkpoint.state_dict",
+                               "pytest"])
 
 KILL = functools.partial(signal.raise_signal, signal.SIGKILL)
 CTRL_C = functools.partial(signal.raise_signal, signal.SIGINT)

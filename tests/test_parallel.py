@@ -389,12 +389,14 @@ COMPILING_WORKER = r"""
 import collections, json, os, sys
 import torch
 import torch._dynamo.utils as dynamo
+import torch._inductor.config
 import torch.distributed as dist
 import config, train
 
 def init_process_group(backend, original=dist.init_process_group, **options):
     original(backend, store=dist.PrefixStore(name, store), rank=rank, world_size=processes)
 
+torch._inductor.config.cpp.simdlen = 1  # plain loops, which a compiler is done with sooner
 train.atexit.register = lambda function: None
 dist.init_process_group = init_process_group
 store, rank, _ = next(dist.rendezvous("env://"))
