@@ -755,7 +755,7 @@ def load_weights(folder, dropout):
     n_numbers = sum(tensor.numel() for tensor in state.values())
     n_bytes = sum(os.path.getsize(path) for path in folder.iterdir())
     if config.n_layer > len(state) or n_numbers > n_bytes:
-        raise ValueError(f"{n_bytes} bytes can't hold n_layer={config.n_layer}, {n_numbers} numbers")
+        raise ValueError(f"{n_bytes} bytes can't hold n_layer={config.n_layer}, {n_numbers} values")
     with torch.device("meta"):  # neither initialized nor in memory
         model = GPT(config)
     model.load_state_dict(state, assign=True)

@@ -197,8 +197,9 @@ VISIBLE = {byte: character for character, byte in HIDDEN.items()}
 def configure(arguments):
     globals().update(config.override(__file__, arguments))
     config.one_of(globals(), encoding_errors=("strict", "replace"))
-    if tokenizer not in ("bpe", "gpt2") and not os.path.exists(tokenizer):
-        config.usage(f"{tokenizer=}: expected 'bpe', 'gpt2' or an existing folder")
+    is_model = tokenizer.startswith("gpt2") or "/" in tokenizer  # at Hugging Face
+    if tokenizer != "bpe" and not is_model and not os.path.exists(tokenizer):
+        config.usage(f"{tokenizer=}: expected 'bpe', 'gpt2', an existing folder or owner/name")
     if vocab_size < 257:
         config.usage(f"{vocab_size=}: expected at least 257")
     if val_fraction + test_fraction >= 1:

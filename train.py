@@ -296,6 +296,8 @@ def main(arguments=None):
     n_iters = count_iterations(len(data["train"]))
     run = start_run(settings, meta, data, n_iters, machine)
     catch_signals(run)
+    if run.step > 0 and is_due(run, eval_interval) and not is_logged(run):
+        log_progress(run)  # a signal interrupted this evaluation
     if run.resumed_from and is_finished(run) and Path(out_dir, "final_model.pt").exists():
         print(f"nothing left to do: {out_dir}/final_model.pt is the result of this run")
         return test(run)
@@ -307,15 +309,9 @@ def main(arguments=None):
         # Read the loss where it is needed (that waits for the GPU), check it, look for signals.
         stop = check_iteration(run, loss)
         show_progress(run)
-        # Evaluate and log.
-        should_evaluate = len(data["val"]) > 1 and is_due(run, eval_interval)
-        if should_evaluate or is_due(run, log_interval):
-            val = evaluate(run, "val") if should_evaluate else None
-            stop = stop or (should_evaluate and val is None)  # a signal interrupted the evaluation
-            if val and val.val_loss < run.best_val_loss:
-                run.best_val_loss = val.val_loss
-                save_snapshot(run, "best.pt")
-            log_progress(run, val)
+        # Log, and evaluate, unless a signal arrives.
+        if is_due(run, log_interval, eval_interval):
+            stop = not log_progress(run) or stop
         # Print a sample.
         if sample_interval and run.step % sample_interval == 0:
             print_samples(run, 1)
@@ -506,13 +502,13 @@ def evaluate(run, split):
 def evaluate_weights(run, path, split):
     """Return the Loss with a snapshot's weights, which replace the run's for a moment."""
     state_dict, full = checkpoint_tools()
-    own = state_dict.get_model_state_dict(run.model, options=full)
-    own = {name: tensor.clone() for name, tensor in own.items()}
+    own = [p.detach().clone() for p in run.model.parameters()]  # with FSDP, this process's shards
     weights = read_snapshot(path)["model_state_dict"]
     state_dict.set_model_state_dict(run.model, weights, options=full)
     loss = evaluate(run, split)
-    state_dict.set_model_state_dict(run.model, own, options=full)
-    sum_over_processes(0)  # a process that ended now would cut off those that still receive
+    with torch.no_grad():
+        for p, tensor in zip(run.model.parameters(), own):
+            p.copy_(tensor)
     return loss
 
 
@@ -757,8 +753,17 @@ def show_progress(run):
               f"{speed * run.model.flops_per_token() / 1e9:,.0f} GFLOP/s", end="", flush=True)
 
 
-def log_progress(run, val):
-    """Add a row to the log and print it; val is a Loss or None."""
+def log_progress(run):
+    """Add a row to the log and print it, with the validation loss if that is due, and keep the best
+    weights. Return False if a signal interrupted the evaluation: then it is done on resuming."""
+    val = None
+    if len(run.data["val"]) > 1 and is_due(run, eval_interval):
+        val = evaluate(run, "val")
+        if val is None:
+            return False
+        if val.val_loss < run.best_val_loss:
+            run.best_val_loss = val.val_loss
+            save_snapshot(run, "best.pt")
     row = dict(step=run.step, epoch=run.sequences / (len(run.data["train"]) // block_size),
                tokens=run.sequences * block_size, seconds=time.time() - run.machine.started,
                lr=learning_rate * lr_factor(run.step - 1, run.n_iters), train_loss=run.loss)
@@ -769,6 +774,11 @@ def log_progress(run, val):
         line += f", val loss {val.val_loss:.4f}, {val.val_bits_per_byte:.4f} bits per byte"
     print(line, flush=True)
     write_log(run)
+    return True
+
+
+def is_logged(run):
+    return bool(run.log) and int(run.log[-1]["step"]) == run.step
 
 
 def write_log(run):
@@ -805,12 +815,12 @@ def draw_losses(rows, title):
 
     svg = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 480" font-family="sans-serif" '
            'font-size="14"><rect width="800" height="480" fill="white"/>', text(400, 24, title),
-           text(400, 472, "iteration"), text(10, 40, "loss (nats per token)", "start")]
+           text(400, 472, "iteration"), text(10, 24, "loss (nats per token)", "start")]
     for step in round_numbers(0, last_step):
         svg += [f'<path d="M{x(step):.1f} 50V430" stroke="#ddd"/>', text(x(step), 450, f"{step:g}")]
     for loss in round_numbers(low, high):
         line = f'<path d="M60 {y(loss):.1f}H760" stroke="#ddd"/>'
-        svg += [line, text(52, y(loss), f"{loss:g}", "end")]
+        svg += [line, text(52, y(loss) + 5, f"{loss:g}", "end")]
     for name, color, height in (("train_loss", "steelblue", 70), ("val_loss", "crimson", 90)):
         points = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in curves[name])
         svg += [f'<polyline points="{points}" fill="none" stroke="{color}"/>',

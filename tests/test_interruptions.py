@@ -653,7 +653,7 @@ def data_in(folder):
     train.block_size = 8
     meta, data = train.load_data(folder)
     encoding = prepare.load_tokenizer(meta["tokenizer"])
-    text = "".join(encoding.decode(data[split].tolist()) for split in prepare.SPLITS)
+    text = "".join(encoding.decode(data[split][:].tolist()) for split in prepare.SPLITS)
     return next(name for name in TEXTS if TEXTS[name] == text)
 
 

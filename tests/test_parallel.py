@@ -411,7 +411,8 @@ for name, (processes, arguments) in json.loads(runs).items():
     code = config.run(train.main, [f"--out_dir={folder}/{name}", *arguments])
     sys.stdout = stdout
     compiled = collections.Counter(f"{metrics.co_filename}:{metrics.co_firstlineno}"
-                                   for metrics in dynamo.get_compilation_metrics())
+                                   for metrics in dynamo.get_compilation_metrics()
+                                   if metrics.co_filename)  # (else it is a backward pass)
     with open(f"{folder}/{name}.{rank}.json", "w") as file:
         json.dump({"code": code, "compiled": compiled}, file)
     dist.destroy_process_group()
