@@ -489,7 +489,7 @@ def read_meta(folder):
     path = Path(folder, "meta.json")
     if not path.exists():
         return None
-    with suppress(ValueError, TypeError, RecursionError):
+    with suppress(ValueError, TypeError, AttributeError, RecursionError):
         meta = json.loads(path.read_bytes())
         if meta == sealed({key: value for key, value in meta.items() if key != "sha256"}):
             return meta

@@ -47,7 +47,7 @@ def dtypes():
     if DEVICE.type != "cpu":
         return [torch.float32, torch.bfloat16, torch.float16]
     has = torch.cpu.get_capabilities().get
-    return ([torch.float32] + [torch.bfloat16] * bool(has("avx512_bf16") or has("amx_bf16"))
+    return ([torch.float32, "int8"] + [torch.bfloat16] * bool(has("avx512_bf16") or has("amx_bf16"))
             + [torch.float16] * bool(has("avx512_fp16") or has("amx_fp16")))
 
 
@@ -88,12 +88,13 @@ def bench_gpt2(bytes_per_second):
         ours = for_inference(GPT(GPTConfig()), DEVICE, dtype)
         generators = [lambda ids, new, ours=ours: ours.generate(ids, new, temperature=0)]
         if theirs:
-            theirs.to(dtype)
+            theirs.to(torch.float32 if dtype == "int8" else dtype)
             generators.append(
                 lambda ids, new: theirs.generate(ids, max_new_tokens=new, do_sample=False))
         for batch_size in (1, 8):
             speeds = tokens_per_second(generators, batch_size, 50257)
-            floor = batch_size * bytes_per_second / (read * dtype.itemsize)
+            itemsize = 1 if dtype == "int8" else dtype.itemsize
+            floor = batch_size * bytes_per_second / (read * itemsize)
             beside = (f"{speeds[1]:14.1f}{speeds[0] / speeds[1]:7.2f}" if theirs
                       else f"{'skipped':>14}{'':7}")
             name = str(dtype).removeprefix("torch.") + "*" * (dtype == AUTO_DTYPE)
