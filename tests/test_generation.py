@@ -435,3 +435,19 @@ def test_an_invalid_option_raises_a_value_error_that_names_it(
         prompt_length, options, named):
     with pytest.raises(ValueError, match=named):
         tiny_model().generate(random_ids(1, prompt_length), 3, **options)
+
+
+# ---- eight bits ---------------------------------------------------------------------------------
+
+def test_eight_bits_change_the_loss_by_less_than_half_a_percent():
+    model = tiny_model(n_embd=384)
+    ids = random_ids(8, 16)
+    with torch.no_grad():
+        expected = F.cross_entropy(model(ids[:, :-1], ids[:, 1:])[0].flatten(0, 1),
+                                   ids[:, 1:].flatten())
+        model = for_inference(model, torch.device("cpu"), "int8")
+        found = F.cross_entropy(model(ids[:, :-1], ids[:, 1:])[0].flatten(0, 1),
+                                ids[:, 1:].flatten())
+    assert found.item() == pytest.approx(expected.item(), rel=0.005)
+    assert not found.equal(expected)
+    assert model.generate(ids[:2, :4], 40, temperature=0).shape == (2, 44)

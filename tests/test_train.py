@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, call, succeed
 
+import prepare
 import train
 from model import GPT, GPTConfig, find_snapshot, read_snapshot
 
@@ -674,3 +675,36 @@ def test_auto_compiles_on_cuda_from_1e16_flops_of_the_whole_run_on(
     machine = train.Machine(torch.device(device), torch.float32, 0, 1)
     train.start_run(settings, meta, data, n_iters, machine)
     assert len(compiled) == expected
+
+
+# ---- data of other projects ---------------------------------------------------------------------
+
+def test_shards_of_llmc_are_a_data_folder_with_the_losses_of_nanogpts_files(tmp_path):
+    try:
+        prepare.gpt2_tokenizer()
+    except OSError as error:
+        pytest.skip(f"GPT-2's vocabulary is not available: {error}")
+    tokens = np.random.default_rng(0).integers(50257, size=3000).astype("<u2")
+    for name in ("nano", "shards"):
+        (tmp_path / name).mkdir()
+    tokens[:2000].tofile(tmp_path / "nano" / "train.bin")
+    tokens[2000:].tofile(tmp_path / "nano" / "val.bin")
+    for name, part in (("x_train_000001", tokens[:700]), ("x_train_000002", tokens[700:2000]),
+                       ("x_val_000000", tokens[2000:])):
+        header = np.zeros(256, "<i4")
+        header[:3] = 20240520, 1, len(part)
+        (tmp_path / "shards" / f"{name}.bin").write_bytes(header.tobytes() + part.tobytes())
+    for name in ("nano", "shards"):
+        succeed("train", *TINY, "--max_iters=4", f"--data_dir={tmp_path / name}",
+                f"--out_dir={tmp_path}/out_{name}")
+    nano, shards = (without_times(tmp_path / f"out_{name}") for name in ("nano", "shards"))
+    assert nano == shards and len(nano) >= 4
+
+
+def test_character_tokens_of_nanogpt_are_refused_with_the_way_out(data_dir, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("train.bin", "val.bin"):
+        (tmp_path / "data" / name).write_bytes((data_dir / name).read_bytes())
+    (tmp_path / "data" / "meta.pkl").write_bytes(b"never opened")
+    code, _, err = call("train", *TINY, f"--data_dir={tmp_path}/data", f"--out_dir={tmp_path}/out")
+    assert code == 1 and "meta.pkl" in err and "prepare.py" in err and err.count("\n") == 1
