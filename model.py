@@ -20,6 +20,7 @@ import warnings
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -333,15 +334,14 @@ SIZES = {
 }
 
 
-def choose_device(device="auto", dtype="auto"):
+def get_device(device="auto", dtype="auto"):
     """Return (torch.device, torch.dtype) for the two settings. Raises ValueError."""
     if device == "auto":
         device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"{device=} is not available, try 'auto' or 'cpu': "
-                         f"{error!s:.99}") from error
+        raise ValueError(f"{device=} is not available, try 'auto': {error!s:.99}") from error
     device = torch.device(device)
     if dtype == "auto":
         dtype = "float32"
@@ -495,22 +495,25 @@ def n_token_ids(tokenizer):
 def new_cache(model, n_rows, max_new_tokens, compile=False):
     """Return the fastest Cache for generating n_rows texts. On a CPU, it may be that of a copy of
     the model whose large layers are packed, as the weights are now; other weights are shared."""
-    weight = model.transformer.wte.weight
-    if model.training or hasattr(weight, "full_tensor"):  # sharded by FSDP
+    head = model.lm_head.weight
+    if model.training or head is None or hasattr(head, "full_tensor"):  # int8; sharded by FSDP
         return Cache(model, n_rows)
-    if not weight.is_cpu:
+    if not head.is_cpu:
         return CUDAGraphCache(model, n_rows) if compile else Cache(model, n_rows)
     # Packing takes as long as a few tokens; for a single row, it is faster with AVX512 only.
     pays = max_new_tokens >= 16 and torch.backends.mkldnn.is_available() and (
         n_rows > 1 or torch.backends.cpu.get_cpu_capability().startswith("AVX512"))
-    supported = weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    supported = head.dtype == torch.float32 or (
+        head.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if pays and supported:
         shared = [*model.parameters(), model.tokenizer]
         model = copy.deepcopy(model, {id(each): each for each in shared})
-        for name, layer in list(model.named_modules()):
+        for layer in model.modules():
             if isinstance(layer, nn.Linear) and layer.weight.numel() >= 1 << 19:  # above 2 MB
-                model.set_submodule(name, PackedLinear(layer, n_rows))
+                # F.linear, with the weights in the order in which oneDNN reads them for n_rows rows
+                weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), n_rows)
+                layer.forward = partial(torch.ops.mkldnn._linear_pointwise, W=weight, B=layer.bias,
+                                        attr="none", scalars=[], algorithm="")
     return Cache(model, n_rows)
 
 
@@ -521,40 +524,23 @@ def for_inference(model, device, dtype):
         model.lm_head.weight = nn.Parameter(weight - weight.mean(dim=0), requires_grad=False)
     if dtype != "int8":
         return model.to(device, dtype).eval()
-    for name, layer in list(model.named_modules()):
+    for layer in model.modules():
         if isinstance(layer, nn.Linear):
-            model.set_submodule(name, Int8Linear(layer))
+            make_int8(layer)
     return model.eval()
 
 
-class Int8Linear(nn.Module):
-    """An nn.Linear for inference with weights of 8 bits and a scale for each output. The inputs of
-    a call are rounded, too: to 7 bits, since without VNNI a sum of two products could overflow."""
-
-    def __init__(self, layer):
-        super().__init__()
-        weight = layer.weight.detach()
-        scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
-        zeros = torch.zeros(len(weight), dtype=torch.int64)
-        with warnings.catch_warnings(action="ignore"):  # quantize_per_channel is deprecated
-            weight = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        self.packed = torch.ops.quantized.linear_prepack(weight, layer.bias)
-
-    def forward(self, x):
-        return torch.ops.quantized.linear_dynamic(x, self.packed, reduce_range=True)
-
-
-class PackedLinear(nn.Module):
-    """An nn.Linear for inputs of n_rows rows on a CPU: its weights are copied into the order in
-    which oneDNN's kernels for few rows read them."""
-
-    def __init__(self, layer, n_rows):
-        super().__init__()
-        self.bias = layer.bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), n_rows)
-
-    def forward(self, x):
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+def make_int8(layer):
+    """Replace an nn.Linear's weights by 8 bits each and a scale for each output. The inputs of a
+    call are rounded, too: to 7 bits, since without VNNI a sum of two products could overflow."""
+    weight = layer.weight.detach()
+    scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    with warnings.catch_warnings(action="ignore"):  # quantize_per_channel is deprecated
+        weight = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(weight, layer.bias)
+    layer.forward = partial(torch.ops.quantized.linear_dynamic, W_prepack=packed, reduce_range=True)
+    layer.weight = None
 
 
 class CUDAGraphCache(Cache):
@@ -573,8 +559,7 @@ class CUDAGraphCache(Cache):
     def update(self, layer, k, v):
         if self.window is None:
             return super().update(layer, k, v)
-        self.past[layer, 0].index_copy_(2, self.position, k)
-        self.past[layer, 1].index_copy_(2, self.position, v)
+        self.past[layer].index_copy_(3, self.position, torch.stack((k, v)))
         return self.past[layer, :, :, :, :self.window]
 
     def mask(self, T):
@@ -667,10 +652,10 @@ def read_snapshot(path, **changes):
     return snapshot | {"model": model}
 
 
-def find_snapshot(out_dir, which="auto"):
+def get_snapshot(out_dir, which="auto"):
     """Return the path of a run's snapshot: 'best', 'final', 'latest' or the first that exists."""
     paths = {"best": Path(out_dir, "best.pt"), "final": Path(out_dir, "final_model.pt")}
-    for newest in snapshots_newest_first(out_dir)[:1]:
+    for newest in snapshots(out_dir)[:1]:
         paths["latest"] = newest
     if which != "auto":
         return Path(paths.get(which, which))
@@ -681,7 +666,7 @@ def find_snapshot(out_dir, which="auto"):
                      "another tool has a config.json)")
 
 
-def snapshots_newest_first(out_dir):
+def snapshots(out_dir):
     found = Path(out_dir).glob("snapshots/snapshot_step_*.pt")
     paths = {path.stem.removeprefix("snapshot_step_"): path for path in found}
     return [paths[step] for step in sorted(filter(str.isdigit, paths), key=int, reverse=True)]
@@ -710,7 +695,7 @@ PREFIXES = r"^(module\.|_orig_mod\.)+"  # of DDP's and torch.compile's wrappers
 def load_pretrained(name, dropout):
     path = Path(name)
     if path.is_dir() and not any((path / file).exists() for file in CONFIG_FILES):
-        path = find_snapshot(path)
+        path = get_snapshot(path)
     if path.suffix == ".pt":
         return read_snapshot(path, dropout=dropout)["model"]
     with prepare.named_errors(name):

@@ -294,25 +294,23 @@ def lock_folder(folder, rank=0):
     return file
 
 
-class BrokenFile(ValueError):
-    """A message of one line that names the file."""
-
-
 @contextmanager
 def named_errors(name, stream=None):
     """Turn whatever a broken file makes a parser raise into one line that begins with its name."""
     try:
         yield
-    except (BrokenFile, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # every format has exceptions of its own
+        if str(error).startswith(str(name)):  # (of a member of this archive)
+            raise
         reason = " ".join(str(error).split()) or repr(error)
         if isinstance(error, KeyError):
             reason = f"no {reason}"
         if stream and isinstance(error, UnicodeDecodeError):
             offset = stream.buffer.tell() - len(error.object) + error.start
             reason = f"byte {offset} is not UTF-8 (see prepare.py's --encoding_errors)"
-        raise BrokenFile(f"{name}: {reason:.250}") from error
+        raise ValueError(f"{name}: {reason:.250}") from error
 
 
 def fingerprint(path):
@@ -438,11 +436,11 @@ def members(name, file, inner_name=None):
     elif ending in TEXT_ENDINGS:
         yield name, io.TextIOWrapper(file, "utf-8", encoding_errors, "\n"), ending == ".jsonl"
     elif ending in CONVERTERS:
-        raise BrokenFile(f"{name}: convert {ending} to .jsonl or text: {CONVERTERS[ending]} "
+        raise ValueError(f"{name}: convert {ending} to .jsonl or text: {CONVERTERS[ending]} "
                          f"{name} | python prepare.py --input=-.jsonl (or --input=- for text)")
     else:
-        raise BrokenFile(f"{name}: expected a name that ends in one of{' '.join(TEXT_ENDINGS)} "
-                         ".gz .bz2 .xz .tgz .tar .zip")
+        raise ValueError(f"{name}: expected a name that ends in one of{' '.join(TEXT_ENDINGS)} .gz "
+                         ".bz2 .xz .tgz .tar .zip")
 
 
 def json_texts(stream):
@@ -621,21 +619,19 @@ def read_tokenizer(folder, vocab_size):
 
 
 def never_made(pairs):
-    """Return the tokens that the merges of a BPE, applied in their order, can't lead to."""
+    """Return the tokens that a BPE with these merges, the first pair first, never leads to."""
     ranks = {pair: rank for rank, pair in enumerate(pairs)}
-    made = {byte: (-1, "", "") for pair in pairs for byte in "".join(pair)}
-    for rank, (left, right) in enumerate(pairs):
-        # Undo the merges on both sides, the latest first: are a and b ever merged before that?
-        a, b, until = left, right, rank
-        while a in made and b in made and ranks.get((a, b), until) >= until:
-            if made[a][0] == made[b][0] == -1:
-                made.setdefault(left + right, (rank, left, right))
+    missed = set()
+    for token in {left + right for left, right in pairs}:
+        parts = list(token)
+        while len(parts) > 1:
+            found = [ranks.get(pair, len(pairs)) for pair in itertools.pairwise(parts)]
+            i = found.index(min(found))
+            if found[i] == len(pairs):
+                missed.add(token)
                 break
-            if made[a][0] > made[b][0]:
-                until, _, a = made[a]
-            else:  # of two equal pairs, the left one is merged first
-                until, b = made[b][0] + 0.5, made[b][1]
-    return {left + right for left, right in pairs} - made.keys()
+            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    return missed
 
 
 def check_tokenizer(found, folder):

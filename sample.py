@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import config
-from model import GPT, beam_search, choose_device, find_snapshot, for_inference, measure
+from model import GPT, beam_search, for_inference, get_device, get_snapshot, measure
 from prepare import documents, load_tokenizer
 
 # model
@@ -47,7 +47,7 @@ def load_model():
     """Return the model that init_from and snapshot name, with its tokenizer."""
     if init_from not in ("auto", "resume"):
         return GPT.from_pretrained(init_from)
-    return GPT.from_snapshot(find_snapshot(out_dir, snapshot))
+    return GPT.from_snapshot(get_snapshot(out_dir, snapshot))
 
 
 def generate(model, encoding, prompt, generator):
@@ -96,7 +96,7 @@ def generate_with_beams(model, encoding, prompt):
 
 def main(arguments=None):
     change_settings(arguments)
-    place, matrix_dtype = choose_device(device, "float32" if dtype == "int8" else dtype)
+    place, matrix_dtype = get_device(device, "float32" if dtype == "int8" else dtype)
     text = sys.stdin.read() if start == "-" and not score else start
     if score or start.startswith("FILE:"):
         pieces = documents([score or start.removeprefix("FILE:")])

@@ -29,17 +29,8 @@ from torch.utils.checkpoint import checkpoint
 
 import config
 import prepare
-from model import (
-    GPT,
-    SIZES,
-    GPTConfig,
-    choose_device,
-    find_snapshot,
-    measure,
-    read_snapshot,
-    snapshots_newest_first,
-)
-from prepare import atomic_write, gpt2_tokenizer, load_tokenizer
+from model import GPT, SIZES, GPTConfig, get_device, get_snapshot, measure, read_snapshot, snapshots
+from prepare import atomic_write, load_tokenizer
 
 # data and output
 data_dir = "data"  # folder with train.bin and val.bin
@@ -229,6 +220,7 @@ class Run:
     best_val_loss: float = math.inf
     best_measure: list = None  # what best_val_loss was measured on
     n_iters: int = 0  # iterations to do
+    started: float = field(default_factory=time.time)
     n_skipped: int = 0  # iterations without an update, since float16 overflowed
     resumed_from: Path = None
     log: list = field(default_factory=list)  # the rows of log.csv
@@ -293,11 +285,8 @@ def main(arguments=None):
     if eval_only:
         return evaluate_only(settings, meta, data, machine)
     lock = prepare.lock_folder(out_dir, machine.rank)  # noqa: F841 (held until main returns)
-    n_iters = count_iterations(len(data["train"]))
-    run = start_run(settings, meta, data, n_iters, machine)
+    run = start_run(settings, meta, data, machine)
     catch_signals(run)
-    if run.step > 0 and is_due(run, eval_interval) and not is_logged(run):
-        log_progress(run)  # a signal interrupted this evaluation
     if run.resumed_from and is_finished(run) and Path(out_dir, "final_model.pt").exists():
         print(f"nothing left to do: {out_dir}/final_model.pt is the result of this run")
         return test(run)
@@ -330,6 +319,8 @@ def main(arguments=None):
 
 # ---- plumbing: skip on a first reading ----
 
+# Where this process computes, and which of how many it is:
+Machine = namedtuple("Machine", "device dtype autocast rank n_processes")
 Loss = namedtuple("Loss", "val_loss val_perplexity val_bits_per_byte")  # loss in nats per token
 LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", *Loss._fields)
 REPORT = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte"
@@ -348,24 +339,11 @@ def configure(arguments):
     if not settings["max_iters"] and not settings["max_epochs"]:
         config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")
     if settings["min_lr"] > settings["learning_rate"]:
-        config.usage("min_lr={min_lr}: expected at most learning_rate={learning_rate}"
-                     .format(**settings))
+        config.usage(f"min_lr={settings['min_lr']}: expected at most learning_rate="
+                     f"{settings['learning_rate']}")
     if settings["overwrite"] and settings["init_from"] in ("auto", "resume"):
         config.usage("overwrite=True needs --init_from=scratch (or a model's name)")
     return settings
-
-
-@dataclass
-class Machine:
-    """Where this process computes, since when, and which of how many it is."""
-    device: torch.device
-    dtype: torch.dtype
-    rank: int
-    n_processes: int
-    started: float = field(default_factory=time.time)
-
-    def autocast(self):
-        return torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32)
 
 
 def start_processes():
@@ -376,20 +354,22 @@ def start_processes():
         ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
     if "RANK" in os.environ and device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # or all would use some of GPU 0
-    machine = Machine(*choose_device(device, dtype), int(os.environ.get("RANK", 0)),
-                      int(os.environ.get("WORLD_SIZE", 1)))
+    place, matrix_dtype = get_device(device, dtype)
+    autocast = partial(torch.autocast, place.type, matrix_dtype, matrix_dtype != torch.float32)
     torch.set_float32_matmul_precision("high")  # on GPUs: TF32 where the dtype is float32
+    rank, n_processes = 0, 1
     if "RANK" in os.environ:  # started by torchrun
-        dist.init_process_group("cpu:gloo,cuda:nccl" if machine.device.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+        rank, n_processes = dist.get_rank(), dist.get_world_size()
         # Left to the end of Python, this can abort; so can it while DDP, in a cycle, refers to it.
         atexit.register(dist.destroy_process_group)
         atexit.register(gc.collect)
-    if machine.rank > 0:
+    if rank > 0:
         sys.stdout = open(os.devnull, "w")  # only the first process prints
-    if gradient_accumulation_steps % machine.n_processes:
-        config.usage(f"{gradient_accumulation_steps=}, expected {machine.n_processes} (processes) "
-                     "times an integer")
-    return machine
+    if gradient_accumulation_steps % n_processes:
+        config.usage(f"{gradient_accumulation_steps=}, expected {n_processes} (processes) times an "
+                     "integer")
+    return Machine(place, matrix_dtype, autocast, rank, n_processes)
 
 
 def sum_over_processes(*numbers):
@@ -405,7 +385,7 @@ def full_tensor(tensor):  # complete, where FSDP gives each process a shard
 
 
 def shard_like(p, tensor):  # this process's shard of a complete tensor, if p is sharded
-    if not hasattr(p, "full_tensor"):
+    if not hasattr(p, "full_tensor") or p.shape != tensor.shape:
         return tensor
     return dist.tensor.distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None)
 
@@ -446,7 +426,7 @@ def load_data(folder):
         if len(data[split]) < least.get(split, 0):
             raise ValueError(f"{path} is missing or has under {least[split]} tokens "
                              f"({block_size=}): {again}")
-    meta["tokenizer"] = meta.get("tokenizer") or gpt2_tokenizer()
+    meta["tokenizer"] = meta.get("tokenizer") or prepare.gpt2_tokenizer()
     return meta, data
 
 
@@ -476,6 +456,171 @@ class Tokens:
         return ids
 
 
+def start_run(settings, meta, data, machine):
+    """Return the Run: out_dir's newest snapshot resumed, or one from other or new weights."""
+    shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd) | SIZES.get(size, {})
+    shape |= dict(block_size=block_size, vocab_size=meta["vocab_size"], dropout=dropout, bias=bias)
+    try:
+        new_config = GPTConfig(**shape)
+    except ValueError as error:
+        config.usage(error)
+    snapshot = find_own_snapshot(settings, meta)
+    if snapshot:
+        model = snapshot["model"]
+    elif init_from not in ("auto", "scratch", "resume"):
+        model = load_weights_for(init_from, meta)
+    else:
+        torch.manual_seed(seed)
+        model = GPT(new_config)
+    forward = distributed(model.eval(), machine.device)
+    # The run ends after max_iters or max_epochs, whichever comes first.
+    sequences = batch_size * gradient_accumulation_steps  # of an iteration
+    limits = (max_iters, math.ceil(max_epochs * (len(data["train"]) // block_size) / sequences))
+    n_iters = min(limit for limit in limits if limit > 0)
+    # Compiling takes half a minute, which pays from about 1e16 floating-point operations on.
+    is_long = model.flops_per_token() * n_iters * sequences * block_size > 1e16
+    if compile is True or (compile == "auto" and machine.device.type == "cuda" and is_long):
+        forward = torch.compile(forward)
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
+    run = Run(settings, meta, data, machine, forward, model, make_optimizers(model), scaler)
+    run.n_iters = n_iters
+    run.best_measure = [eval_iters, batch_size, block_size, meta["splits"]["val"]["fingerprint"]]
+    if snapshot:
+        resume(run, snapshot)
+    if sum_over_processes(run.step) != [run.step * machine.n_processes]:
+        raise ValueError(f"out_dir={out_dir}: expected a folder that all processes share")
+    print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {n_iters} "
+          f"iterations of {sequences * block_size:,}, {machine.device.type}, "
+          f"{str(machine.dtype)[6:]}, {optimizer}")
+    return run
+
+
+def load_weights_for(name, meta):
+    """Return the model of that name, with block_size positions, if the data is in its tokens."""
+    model = GPT.from_pretrained(name, dropout)
+    model.crop_block_size(block_size)
+    ours, theirs = ([description.get(key) for key in ("tokens", "special", "eot_token")]
+                    for description in (meta["tokenizer"], model.tokenizer or meta["tokenizer"]))
+    if ours != theirs or model.config.vocab_size < meta["vocab_size"]:
+        raise ValueError(f"{data_dir} is not in the tokens of {name}: prepare the text with "
+                         f"python prepare.py --tokenizer={name}")
+    return model
+
+
+def find_own_snapshot(settings, meta):
+    """Return the newest valid snapshot in out_dir, None for a new run."""
+    if overwrite:
+        return None
+    instead = "choose another --out_dir, or start over: --init_from=scratch --overwrite"
+    for path in snapshots(out_dir) if init_from != "scratch" else []:
+        try:
+            snapshot = read_snapshot(path, dropout=dropout)
+        except ValueError as error:
+            print(f"skipping a damaged snapshot: {error}", file=sys.stderr)
+            continue
+        theirs = {**snapshot["settings"], "data": snapshot["data"]}
+        if init_from in ("auto", "resume"):
+            settings["init_from"] = theirs.get("init_from")
+        ours = {**settings, "data": meta["splits"]["train"]["fingerprint"]}
+        for name in FIXED:
+            if ours[name] != theirs.get(name):
+                found = f"{name}={theirs.get(name)}, not {ours[name]}"
+                raise ValueError(f"{path} has {found}: {instead}")
+        return snapshot | {"path": path}
+    if files_of_run() or init_from == "resume":
+        raise ValueError(f"{init_from=}, but {out_dir} has {len(files_of_run())} files of a run "
+                         f"and no valid snapshot to resume: {instead}")
+    return None
+
+
+def resume(run, snapshot):
+    run.step, run.loss = snapshot["step"], snapshot["loss"]
+    old = snapshot["settings"]
+    sequences = run.step * old["batch_size"] * old["gradient_accumulation_steps"]
+    run.sequences = snapshot.get("sequences", sequences)
+    parameters = dict(run.model.named_parameters())
+    for opt, saved in zip(run.optimizers, snapshot["optimizer_state_dict"]):
+        for name, state in saved["state"].items():
+            p = parameters[name]
+            opt.state[p] = {key: shard_like(p, state[key].to(p.device)) for key in state}
+    if snapshot["scaler_state_dict"]:
+        run.scaler.load_state_dict(snapshot["scaler_state_dict"])
+    log = Path(out_dir, "log.csv")
+    lines = log.read_text("utf-8").splitlines() if log.exists() else []
+    run.log = [row for row in csv.DictReader(lines) if int(row["step"]) <= run.step]
+    run.started -= float(run.log[-1]["seconds"]) if run.log else 0  # sessions before this
+    run.best_val_loss = snapshot["best_val_loss"]
+    best = Path(out_dir, "best.pt")
+    is_other = snapshot.get("best_measure") != run.best_measure  # (the data may have changed)
+    if is_other and best.exists() and len(run.data["val"]) > 1:
+        run.best_val_loss = evaluate_weights(run, best, "val").val_loss
+    run.resumed_from = snapshot["path"]
+    print(f"resuming from {run.resumed_from}")
+
+
+def files_of_run():
+    names = ("best.pt", "final_model.pt", "log.csv", "loss.svg", "test.json")
+    paths = [Path(out_dir, name) for name in names]
+    return [path for path in paths if path.exists()] + snapshots(out_dir)
+
+
+def prepare_out_dir(run):
+    """Remove what would be in the way of the run. A new one saves its first snapshot at once."""
+    if run.machine.rank == 0:
+        old = [] if run.resumed_from else files_of_run()
+        for path in [*Path(out_dir).glob("snapshots/*.tmp"), *old, Path(out_dir, "test.json")]:
+            path.unlink(missing_ok=True)
+        for path in snapshots(out_dir):
+            if path == run.resumed_from:
+                break
+            path.rename(f"{path}.broken")  # damaged ones must not displace valid ones
+    if not run.resumed_from:
+        save_snapshot(run, "snapshots/snapshot_step_0.pt")  # log.csv alone would not be a run
+    write_log(run)
+    last_logged = int(run.log[-1]["step"]) if run.log else 0
+    if last_logged < run.step and is_due(run, eval_interval):
+        log_progress(run)  # a signal interrupted this evaluation
+
+
+def catch_signals(run):
+    def note(number, frame):
+        run.signals.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if run.machine.rank == 0:  # (print must not be called from here)
+            os.write(2, b"\nstopping: a snapshot is written first; Ctrl-C again ends at once\n")
+
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+
+
+def is_finished(run):
+    loss = run.best_val_loss if target_split == "val" else run.loss
+    return run.step >= run.n_iters or loss <= target_loss
+
+
+def is_due(run, *intervals):  # also after the last iteration
+    return is_finished(run) or any(run.step % interval == 0 for interval in intervals)
+
+
+def check_iteration(run, loss):
+    """Set run.loss from the tensor, if something needs it now; return whether to stop."""
+    n_processes = run.machine.n_processes
+    saves = is_due(run, eval_interval, snapshot_interval)
+    if not (run.machine.device.type != "cuda" or target_loss > 0 or saves
+            or (run.signals and n_processes == 1) or is_due(run, log_interval)):
+        return False
+    total, n_signals = sum_over_processes(loss.item(), len(run.signals))
+    run.loss = total / n_processes
+    is_sound = math.isfinite(run.loss) and (run.scaler.is_enabled() or not run.n_skipped)
+    if saves or n_signals:
+        norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters()))
+        is_sound = is_sound and math.isfinite(norm.item())
+    if not is_sound:
+        raise ValueError(f"iteration {run.step}: inf or nan: lower learning_rate and "
+                         "muon_learning_rate")
+    return n_signals > 0
+
+
 def evaluate(run, split):
     """Return the Loss on a split, or on eval_iters batches spread over it; None after a signal."""
     tokens = run.data[split]
@@ -499,22 +644,21 @@ def evaluate(run, split):
     return Loss(loss, math.exp(min(loss, 700)), loss / math.log(2) / bytes_per_token)
 
 
+@torch.no_grad()
 def evaluate_weights(run, path, split):
     """Return the Loss with a snapshot's weights, which replace the run's for a moment."""
-    state_dict, full = checkpoint_tools()
-    own = [p.detach().clone() for p in run.model.parameters()]  # with FSDP, this process's shards
-    weights = read_snapshot(path)["model_state_dict"]
-    state_dict.set_model_state_dict(run.model, weights, options=full)
+    own = [p.clone() for p in run.model.parameters()]  # with FSDP, this process's shards
+    for p, tensor in zip(run.model.parameters(), read_snapshot(path)["model"].parameters()):
+        p.copy_(shard_like(p, tensor.to(p.device)))
     loss = evaluate(run, split)
-    with torch.no_grad():
-        for p, tensor in zip(run.model.parameters(), own):
-            p.copy_(tensor)
+    for p, tensor in zip(run.model.parameters(), own):
+        p.copy_(tensor)
     return loss
 
 
 def evaluate_only(settings, meta, data, machine):
     """Print the loss of the model that init_from names, or of out_dir's best snapshot."""
-    name = find_snapshot(out_dir) if init_from in ("auto", "resume") else init_from
+    name = get_snapshot(out_dir) if init_from in ("auto", "resume") else init_from
     model = load_weights_for(name, meta).eval()
     run = Run(settings, meta, data, machine, distributed(model, machine.device), model)
     print(REPORT.format(f"{eval_split} with {name}", *evaluate(run, eval_split)))
@@ -537,201 +681,37 @@ def test(run):
             json.dump(dict(zip(names, (best.name, *loss))), file)
 
 
-def count_iterations(n_tokens):
-    """Return how long the run is: max_iters or max_epochs, whichever comes first."""
-    sequences = batch_size * gradient_accumulation_steps
-    limits = (max_iters, math.ceil(max_epochs * (n_tokens // block_size) / sequences))
-    return min(limit for limit in limits if limit > 0)
-
-
-def start_run(settings, meta, data, n_iters, machine):
-    """Return the Run: out_dir's newest snapshot resumed, or one from other or new weights."""
-    shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd) | SIZES.get(size, {})
-    shape |= dict(block_size=block_size, vocab_size=meta["vocab_size"], dropout=dropout, bias=bias)
-    try:
-        new_config = GPTConfig(**shape)
-    except ValueError as error:
-        config.usage(error)
-    path, snapshot = find_own_snapshot(settings, meta)
-    if snapshot:
-        model = snapshot["model"]
-    elif init_from not in ("auto", "scratch", "resume"):
-        model = load_weights_for(init_from, meta)
-    else:
-        torch.manual_seed(seed)
-        model = GPT(new_config)
-    forward = distributed(model.eval(), machine.device)
-    tokens = batch_size * gradient_accumulation_steps * block_size  # of an iteration
-    # Compiling takes half a minute, which pays from about 1e16 floating-point operations on.
-    is_long = model.flops_per_token() * n_iters * tokens > 1e16
-    if compile is True or (compile == "auto" and machine.device.type == "cuda" and is_long):
-        forward = torch.compile(forward)
-    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
-    run = Run(settings, meta, data, machine, forward, model, make_optimizers(model), scaler)
-    run.n_iters = n_iters
-    measure_now = [eval_iters, batch_size, block_size, meta["splits"]["val"]["fingerprint"]]
-    if snapshot:
-        resume(run, path, snapshot)
-        best = Path(out_dir, "best.pt")
-        if run.best_measure != measure_now and best.exists() and len(data["val"]) > 1:
-            run.best_val_loss = evaluate_weights(run, best, "val").val_loss
-    run.best_measure = measure_now
-    if sum_over_processes(run.step) != [run.step * machine.n_processes]:
-        raise ValueError(f"out_dir={out_dir}: expected a folder that all processes share")
-    print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {n_iters} "
-          f"iterations of {tokens:,}, {machine.device.type}, {str(machine.dtype)[6:]}, {optimizer}")
-    return run
-
-
-def load_weights_for(name, meta):
-    """Return the model of that name, with block_size positions, if the data is in its tokens."""
-    model = GPT.from_pretrained(name, dropout)
-    model.crop_block_size(block_size)
-    ours, theirs = ([description.get(key) for key in ("tokens", "special", "eot_token")]
-                    for description in (meta["tokenizer"], model.tokenizer or meta["tokenizer"]))
-    if ours != theirs or model.config.vocab_size < meta["vocab_size"]:
-        raise ValueError(f"{data_dir} is not in the tokens of {name}: prepare the text with "
-                         f"python prepare.py --tokenizer={name}")
-    return model
-
-
-def find_own_snapshot(settings, meta):
-    """Return (path, snapshot) of the newest valid one in out_dir, (None, None) for a new run."""
-    if overwrite:
-        return None, None
-    instead = "choose another --out_dir, or start over: --init_from=scratch --overwrite"
-    for path in snapshots_newest_first(out_dir) if init_from != "scratch" else []:
-        try:
-            snapshot = read_snapshot(path, dropout=dropout)
-        except ValueError as error:
-            print(f"skipping a damaged snapshot: {error}", file=sys.stderr)
-            continue
-        theirs = {**snapshot["settings"], "data": snapshot["data"]}
-        if init_from in ("auto", "resume"):
-            settings["init_from"] = theirs.get("init_from")
-        ours = {**settings, "data": meta["splits"]["train"]["fingerprint"]}
-        for name in FIXED:
-            if ours[name] != theirs.get(name):
-                found = f"{name}={theirs.get(name)}, not {ours[name]}"
-                raise ValueError(f"{path} has {found}: {instead}")
-        return path, snapshot
-    if files_of_run() or init_from == "resume":
-        raise ValueError(f"{init_from=}, but {out_dir} has {len(files_of_run())} files of a run "
-                         f"and no valid snapshot to resume: {instead}")
-    return None, None
-
-
-def resume(run, path, snapshot):
-    run.step, run.loss = snapshot["step"], snapshot["loss"]
-    old = snapshot["settings"]
-    sequences = run.step * old["batch_size"] * old["gradient_accumulation_steps"]
-    run.sequences = snapshot.get("sequences", sequences)
-    run.best_val_loss = snapshot["best_val_loss"]
-    run.best_measure = snapshot.get("best_measure")
-    state_dict, full = checkpoint_tools()
-    for opt, state in zip(run.optimizers, snapshot["optimizer_state_dict"]):
-        given = [dict(group) for group in opt.param_groups]
-        state_dict.set_optimizer_state_dict(run.model, opt, state, options=full)
-        for group, options in zip(opt.param_groups, given):
-            group.update(options)  # of this command, not the snapshot's
-    if snapshot["scaler_state_dict"]:
-        run.scaler.load_state_dict(snapshot["scaler_state_dict"])
-    log = Path(out_dir, "log.csv")
-    lines = log.read_text("utf-8").splitlines() if log.exists() else []
-    run.log = [row for row in csv.DictReader(lines) if int(row["step"]) <= run.step]
-    run.machine.started -= float(run.log[-1]["seconds"]) if run.log else 0  # sessions before this
-    run.resumed_from = path
-    print(f"resuming from {path}")
-
-
-def files_of_run():
-    names = ("best.pt", "final_model.pt", "log.csv", "loss.svg", "test.json")
-    paths = [Path(out_dir, name) for name in names]
-    return [path for path in paths if path.exists()] + snapshots_newest_first(out_dir)
-
-
-def prepare_out_dir(run):
-    """Remove what would be in the way of the run. A new one saves its first snapshot at once."""
-    if run.machine.rank == 0:
-        old = [] if run.resumed_from else files_of_run()
-        for path in [*Path(out_dir).glob("snapshots/*.tmp"), *old, Path(out_dir, "test.json")]:
-            path.unlink(missing_ok=True)
-        for path in snapshots_newest_first(out_dir):
-            if path == run.resumed_from:
-                break
-            path.rename(f"{path}.broken")  # damaged ones must not displace valid ones
-    if not run.resumed_from:
-        save_snapshot(run, "snapshots/snapshot_step_0.pt")  # log.csv alone would not be a run
-    write_log(run)
-
-
-def is_finished(run):
-    loss = run.best_val_loss if target_split == "val" else run.loss
-    return run.step >= run.n_iters or loss <= target_loss
-
-
-def is_due(run, *intervals):  # also after the last iteration
-    return is_finished(run) or any(run.step % interval == 0 for interval in intervals)
-
-
-def catch_signals(run):
-    def note(number, frame):
-        run.signals.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if run.machine.rank == 0:  # (print must not be called from here)
-            os.write(2, b"\nstopping: a snapshot is written first; Ctrl-C again ends at once\n")
-
-    signal.signal(signal.SIGINT, note)
-    signal.signal(signal.SIGTERM, note)
-
-
-def check_iteration(run, loss):
-    """Set run.loss from the tensor, if something needs it now; return whether to stop."""
-    n_processes = run.machine.n_processes
-    saves = is_due(run, eval_interval, snapshot_interval)
-    if not (run.machine.device.type != "cuda" or target_loss > 0 or saves
-            or (run.signals and n_processes == 1) or is_due(run, log_interval)):
-        return False
-    total, n_signals = sum_over_processes(loss.item(), len(run.signals))
-    run.loss = total / n_processes
-    is_sound = math.isfinite(run.loss) and (run.scaler.is_enabled() or not run.n_skipped)
-    if saves or n_signals:
-        norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters()))
-        is_sound = is_sound and math.isfinite(norm.item())
-    if not is_sound:
-        raise ValueError(f"iteration {run.step}: inf or nan: lower learning_rate and "
-                         "muon_learning_rate")
-    return n_signals > 0
-
-
-def checkpoint_tools():
-    """Return (torch's module for state dicts of sharded models, options for complete tensors)."""
-    from torch.distributed.checkpoint import state_dict  # here: importing it takes a second
-    return state_dict, state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
+def gathered(tensors, rank):
+    """Return {name: complete tensor in main memory} on the first process; the others contribute."""
+    found = {}
+    for name, tensor in tensors.items():
+        tensor = full_tensor(tensor.detach())
+        if rank == 0:
+            found[name] = tensor.cpu()
+    return found
 
 
 def save_snapshot(run, name):
     """Write one file that is enough to resume the run or to generate text."""
-    state_dict, full = checkpoint_tools()
-    weights = state_dict.get_model_state_dict(run.model, options=full)
-    # An optimizer without a state is left out: to get it, one would take a step.
-    optimizer_states = [state_dict.get_optimizer_state_dict(run.model, opt, options=full)
-                        for opt in run.optimizers if opt.state]
-    if run.machine.rank == 0:
+    rank = run.machine.rank
+    names = {p: name for name, p in run.model.named_parameters()}
+    weights = gathered({names[p]: p for p in names}, rank)
+    states = [{names[p]: gathered(opt.state[p], rank) for p in opt.state} for opt in run.optimizers]
+    if rank == 0:
         weights["lm_head.weight"] = weights["transformer.wte.weight"]  # tied: written once
         snapshot = dict(
             format_version=2, settings=run.settings, model_config=vars(run.model.config),
             tokenizer=run.meta["tokenizer"], data=run.meta["splits"]["train"]["fingerprint"],
             step=run.step, sequences=run.sequences, loss=run.loss,
             best_val_loss=run.best_val_loss, best_measure=run.best_measure,
-            model_state_dict=weights, optimizer_state_dict=optimizer_states,
+            model_state_dict=weights, optimizer_state_dict=[{"state": state} for state in states],
             scaler_state_dict=run.scaler.state_dict())
         with atomic_write(Path(out_dir, name)) as file:
             try:
                 torch.save(snapshot, file)
             except RuntimeError as error:  # torch.save hides the OSError of a full disk
                 raise (error.__context__ or error) from None
-        for path in snapshots_newest_first(out_dir)[keep_snapshots:]:
+        for path in snapshots(out_dir)[keep_snapshots:]:
             path.unlink()
     sum_over_processes(0)  # the others wait until it is written
 
@@ -744,7 +724,7 @@ def progress_line(run, seconds):
 def show_progress(run):
     """Print how far the run is, on a terminal; speed is measured since the last row of the log."""
     if sys.stdout.isatty() and math.isfinite(run.loss):
-        seconds = time.time() - run.machine.started
+        seconds = time.time() - run.started
         last = run.log[-1] if run.log else dict(tokens=0, seconds=0)
         tokens = run.sequences * block_size - int(last["tokens"])
         speed = tokens / (seconds - float(last["seconds"]))
@@ -765,20 +745,15 @@ def log_progress(run):
             run.best_val_loss = val.val_loss
             save_snapshot(run, "best.pt")
     row = dict(step=run.step, epoch=run.sequences / (len(run.data["train"]) // block_size),
-               tokens=run.sequences * block_size, seconds=time.time() - run.machine.started,
+               tokens=run.sequences * block_size, seconds=time.time() - run.started,
                lr=learning_rate * lr_factor(run.step - 1, run.n_iters), train_loss=run.loss)
     run.log.append(row | (val._asdict() if val else {}))
     line = progress_line(run, row["seconds"])
     line += f", {run.n_skipped} steps skipped" if run.n_skipped else ""
-    if val:
-        line += f", val loss {val.val_loss:.4f}, {val.val_bits_per_byte:.4f} bits per byte"
+    line += f", val loss {val[0]:.4f}, {val[2]:.4f} bits per byte" if val else ""
     print(line, flush=True)
     write_log(run)
     return True
-
-
-def is_logged(run):
-    return bool(run.log) and int(run.log[-1]["step"]) == run.step
 
 
 def write_log(run):
@@ -825,8 +800,7 @@ def draw_losses(rows, title):
         points = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in curves[name])
         svg += [f'<polyline points="{points}" fill="none" stroke="{color}"/>',
                 text(750, height, name.replace("_", " "), "end", color)]
-    if curves["val_loss"]:
-        loss, step = min((loss, step) for step, loss in curves["val_loss"])
+    for loss, step in sorted((loss, step) for step, loss in curves["val_loss"])[:1]:
         bits = next(float(row["val_bits_per_byte"]) for row in rows if int(row["step"]) == step)
         best = (f"best: {loss:.3f} at iteration {step}, perplexity {math.exp(min(loss, 700)):.1f}, "
                 f"{bits:.3f} bits per byte")

@@ -19,7 +19,7 @@ from conftest import ROOT
 import config
 import prepare
 import sample
-from model import GPT, GPTConfig, choose_device, for_inference
+from model import GPT, GPTConfig, for_inference, get_device
 
 try:
     import transformers
@@ -28,7 +28,7 @@ except ImportError:
     transformers = None
 
 PROMPT, NEW, ROUNDS = 32, 128, 3  # tokens, tokens, rounds
-DEVICE, AUTO_DTYPE = choose_device()
+DEVICE, AUTO_DTYPE = get_device()
 
 
 def seconds(action, *arguments):

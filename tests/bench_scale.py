@@ -51,7 +51,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 import train  # noqa: E402
-from model import GPT, SIZES, GPTConfig, choose_device  # noqa: E402
+from model import GPT, SIZES, GPTConfig, get_device  # noqa: E402
 
 MODELS = {  # name: (shape, sequences of a process, rounds)
     "config/shakespeare.py's model": (
@@ -68,7 +68,7 @@ UTILISATION = 0.4  # share of it that the model's own operations get; 0.46 in th
 
 def measure(row):
     """Measure one row, in each of torchrun's two processes; the first prints it as JSON."""
-    device, dtype = choose_device()
+    device, dtype = get_device()
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -120,7 +120,7 @@ def measure(row):
 
 def tables():
     load = f", load {os.getloadavg()[0]:.1f} before it" if hasattr(os, "getloadavg") else ""
-    print(f"{choose_device()[0].type}, {os.cpu_count()} cores, torch {torch.__version__}{load}")
+    print(f"{get_device()[0].type}, {os.cpu_count()} cores, torch {torch.__version__}{load}")
     for name, (shape, batch, _) in MODELS.items():
         tokens = batch * shape["block_size"]
         print(f"\n{name}, {batch} x {shape['block_size']} tokens in each process\n{'':14}"

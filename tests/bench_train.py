@@ -71,7 +71,7 @@ import torch.nn.functional as F  # noqa: E402
 
 import model as model_module  # noqa: E402
 import train  # noqa: E402
-from model import GPT, SIZES, GPTConfig, choose_device  # noqa: E402
+from model import GPT, SIZES, GPTConfig, get_device  # noqa: E402
 
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 192, "block_size": 64, "vocab_size": 2048}
 
@@ -108,7 +108,7 @@ def plain_loss(x, weight, targets):
 
 def measure(row):
     """Measure one row in this process and print it as JSON."""
-    device, dtype = choose_device(row.get("device", "auto"), row.get("dtype", "auto"))
+    device, dtype = get_device(row.get("device", "auto"), row.get("dtype", "auto"))
     compiled = row.get("compile", device.type == "cuda")
     if sys.platform == "linux":  # as train.py's main does
         ctypes.CDLL(None).mallopt(-1, 2 ** 31 - 1)
@@ -187,7 +187,7 @@ def main():
     if arguments.row:
         measure(json.loads(arguments.row))
         return
-    device, dtype = choose_device()
+    device, dtype = get_device()
     print(f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}: a large "
           f"product reaches {ceiling(device, dtype) / 1e9:,.0f} GFLOP/s in {str(dtype)[6:]}")
     small = {"shape": SMALL, "batch": 32, "repeats": 15}

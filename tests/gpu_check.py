@@ -26,7 +26,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import prepare  # noqa: E402
-from model import GPT, GPTConfig, choose_device, for_inference, read_snapshot  # noqa: E402
+from model import GPT, GPTConfig, for_inference, get_device, read_snapshot  # noqa: E402
 
 rows = []  # (what, result, whether it is right)
 
@@ -107,7 +107,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--small", action="store_true")
     small = parser.parse_args().small
-    device, dtype = choose_device()
+    device, dtype = get_device()
     card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     work = Path(tempfile.mkdtemp())
     shape = dict(n_layer=2, n_head=2, n_embd=64, block_size=64, vocab_size=600)

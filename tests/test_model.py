@@ -12,7 +12,7 @@ from model import (
     ChunkedCrossEntropy,
     Dropout,
     GPTConfig,
-    choose_device,
+    get_device,
     linear_cross_entropy,
     padded_cross_entropy,
     rounded,
@@ -257,14 +257,14 @@ def test_an_impossible_shape_is_refused_by_name(changes, word):
     ({"avx512_bf16": True, "avx512_fp16": True}, torch.float32)])
 def test_a_cpu_computes_in_bfloat16_where_that_is_faster(monkeypatch, capabilities, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert choose_device("cpu") == (torch.device("cpu"), dtype)
+    assert get_device("cpu") == (torch.device("cpu"), dtype)
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert choose_device("cpu") == (torch.device("cpu"), torch.float32)
+    assert get_device("cpu") == (torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_dtype_that_is_given_is_used(dtype):
-    assert choose_device("cpu", dtype) == (torch.device("cpu"), getattr(torch, dtype))
+    assert get_device("cpu", dtype) == (torch.device("cpu"), getattr(torch, dtype))
 
 
 @pytest.mark.parametrize("settings, word", [({"device": "abacus"}, "abacus"),
@@ -272,7 +272,7 @@ def test_a_dtype_that_is_given_is_used(dtype):
                                             ({"device": "cpu", "dtype": "int8"}, "int8")])
 def test_an_unknown_device_or_dtype_is_refused_by_name(settings, word):
     with pytest.raises(ValueError, match=word):
-        choose_device(**settings)
+        get_device(**settings)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.1, 0.5, 0.9])

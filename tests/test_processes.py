@@ -54,7 +54,7 @@ def test_a_number_of_micro_batches_that_processes_cannot_share_is_refused(data_d
 def test_each_process_takes_its_own_gpu_before_it_touches_any(monkeypatch):
     calls = []
 
-    def choose_device(*settings):
+    def get_device(*settings):
         calls.append("a GPU is touched")
         raise ValueError("enough")
 
@@ -62,6 +62,6 @@ def test_each_process_takes_its_own_gpu_before_it_touches_any(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
-    monkeypatch.setattr(train, "choose_device", choose_device)
+    monkeypatch.setattr(train, "get_device", get_device)
     assert call("train")[0] == 1
     assert calls == [3, "a GPU is touched"]

@@ -16,7 +16,7 @@ from conftest import ROOT, TINY, call, succeed
 
 import prepare
 import train
-from model import GPT, GPTConfig, find_snapshot, read_snapshot
+from model import GPT, GPTConfig, get_snapshot, read_snapshot
 
 MUON = [*TINY, "--optimizer=muon", "--dropout=0.1", "--gradient_accumulation_steps=2"]
 ADAMW = [*TINY, "--optimizer=adamw", "--learning_rate=0.003"]
@@ -389,7 +389,7 @@ def test_a_resumed_run_repeats_no_line_of_the_log(data_dir, finished_run, tmp_pa
 
 def test_the_loss_of_a_split_is_the_mean_over_each_token_in_its_block(data_dir, finished_run):
     found = run(data_dir, finished_run, "--eval_only", "--eval_iters=0")
-    model = GPT.from_snapshot(find_snapshot(finished_run)).eval()
+    model = GPT.from_snapshot(get_snapshot(finished_run)).eval()
     tokens = torch.from_numpy(np.fromfile(data_dir / "val.bin", np.uint16).astype(np.int64))
     nats = 0.0
     with torch.no_grad():
@@ -431,7 +431,7 @@ BYTES = {"name": "gpt2", "tokens": [chr(byte) for byte in range(256)]}  # in pla
 
 
 def test_ids_beyond_the_vocabulary_are_named(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "gpt2_tokenizer", lambda: BYTES)
+    monkeypatch.setattr(prepare, "gpt2_tokenizer", lambda: BYTES)
     shutil.copytree(data_dir, tmp_path / "data")
     np.full(5000, 299, np.uint16).tofile(tmp_path / "data" / "train.bin")
     assert "train.bin" in fails(tmp_path / "data", tmp_path / "out")  # meta.json has another hash
@@ -481,7 +481,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_snapshots(data_di
 
 
 def test_nanogpts_data_without_meta_json_is_taken_as_gpt2_tokens(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "gpt2_tokenizer", lambda: BYTES)
+    monkeypatch.setattr(prepare, "gpt2_tokenizer", lambda: BYTES)
     tokens = np.random.default_rng(0).integers(0, 50257, 3000).astype(np.uint16)
     tokens[:2500].tofile(tmp_path / "train.bin")
     tokens[2500:].tofile(tmp_path / "val.bin")
@@ -671,9 +671,9 @@ def test_auto_compiles_on_cuda_from_1e16_flops_of_the_whole_run_on(
     meta, data = train.load_data(data_dir)
     tokens = settings["batch_size"] * settings["block_size"]
     model = GPT(GPTConfig(16, meta["vocab_size"], 2, 2, 32))
-    n_iters = int(flops / (model.flops_per_token() * tokens))
-    machine = train.Machine(torch.device(device), torch.float32, 0, 1)
-    train.start_run(settings, meta, data, n_iters, machine)
+    monkeypatch.setattr(train, "max_iters", int(flops / (model.flops_per_token() * tokens)))
+    machine = train.Machine(torch.device(device), torch.float32, None, 0, 1)
+    train.start_run(settings, meta, data, machine)
     assert len(compiled) == expected
 
 
