@@ -50,8 +50,8 @@ Tried at the recipe's own settings, one seed (none: 2.071): a second moment for 
 update (NorMuon) 2.076, residual projections that begin at zero 2.078, weight decay only where it
 agrees with the update 2.092. Nothing helps by being added alone.
 
-The length for input.txt, Zen 3 (AVX2, float32), runs side by side on one core each; bits per byte on
-the test split, seeds 1, 2, 3:
+The length for input.txt (Zen 3, float32, runs side by side on one core each); bits per byte on the
+test split, seeds 1, 2, 3:
 
     394 iterations, 9 epochs                             2.540   2.479           335 s
     270 iterations, 6 epochs (the recipe)                2.465   2.445   2.458   230 s
