@@ -117,6 +117,29 @@ while len(tokens) < new:
     tokens.append(int(numpy.argmax(model.scores[model.n_tokens - 1])))
     model.eval(tokens[-1:])
 """
+ONNX = """
+import sys
+import onnxruntime, torch
+sys.path.insert(0, root)
+from model import GPT
+model = GPT.from_pretrained(folder).eval()
+class Logits(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = model
+    def forward(self, ids):
+        return self.model(ids, ids)[0]
+sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.config.block_size)}
+exported = torch.onnx.export(Logits(), (torch.zeros(2, 8, dtype=torch.int64),), dynamo=True,
+                             dynamic_shapes=[sizes], verbose=False)
+exported.save("model.onnx")
+session = onnxruntime.InferenceSession("model.onnx")
+run = lambda ids: session.run(None, {session.get_inputs()[0].name: [ids]})[0][0]
+logits = run(row).tolist()
+tokens = []
+while len(tokens) < new:
+    tokens.append(int(run(prompt + tokens)[-1].argmax()))
+"""
 TRANSFORMERS_JS = """
 import fs from "fs";
 import path from "path";
@@ -137,6 +160,7 @@ TOOLS = {  # name and version: (what pip or npm installs, what runs)
     "ctranslate2-4.8.5": ("ctranslate2==4.8.5 transformers==5.23.0", CTRANSLATE2),
     "mlx-lm-0.32.2": ("mlx[cpu]==0.32.4 mlx-lm==0.32.2 transformers==5.23.0", MLX),
     "keras-hub-0.32.0": ("keras-hub==0.32.0", KERAS),
+    "onnxruntime-1.32.0": ("onnxruntime==1.32.0 onnxscript==0.7.2 onnx==1.23.2", ONNX),
     "llama-cpp-python-0.3.36": ("llama-cpp-python==0.3.36 transformers==5.23.0", LLAMA),
 }
 
@@ -225,7 +249,7 @@ def reference(folder):
     if encoding.eot_token in tokens:  # where the tools stop
         tokens = tokens[:tokens.index(encoding.eot_token)]
     vocabulary = json.loads(Path(folder, "tokenizer.json").read_bytes())["model"]["vocab"]
-    given = dict(folder=str(Path(folder).resolve()), text=TEXT, row=row[0].tolist(),
+    given = dict(root=str(ROOT), folder=str(Path(folder).resolve()), text=TEXT, row=row[0].tolist(),
                  prompt=prompt[0].tolist(), new=len(tokens), vocabulary=vocabulary)
     return given, dict(ids=ids, logits=model(row, row)[0][0], tokens=tokens)
 
