@@ -185,6 +185,9 @@ TIMEOUT = 30  # seconds without a byte after which a connection counts as broken
 TEXT_ENDINGS = ("", ".txt", ".md", ".rst", ".tex", ".html", ".csv", ".log", ".py", ".c", ".h",
                 ".js", ".raw", ".tokens", ".jsonl")
 COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+with suppress(ImportError):  # from Python 3.14 on
+    from compression import zstd
+    COMPRESSED[".zst"] = zstd.open
 CONVERTERS = {".zst": "zstd -dc", ".parquet": "python -c 'import pandas, sys; print(pandas."
               "read_parquet(sys.argv[1]).to_json(orient=\"records\", lines=True))'"}
 HIDDEN_MEMBER = regex.compile(r"(^|/)\.\w")  # of an archive
