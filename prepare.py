@@ -152,7 +152,6 @@ def write_splits(pieces, encoding):
 def main(arguments=None):
     configure(arguments)
     paths = list(find_files(input))
-
     # First pass: a single document is split by position, several are assigned by hash.
     n_documents, n_characters = count(documents(paths))
     lock = lock_folder(out_dir)  # noqa: F841 (held until main returns)
@@ -305,7 +304,8 @@ def named_errors(name, stream=None):
     except MemoryError:
         raise
     except Exception as error:  # every format has exceptions of its own
-        if str(error).startswith(str(name)):  # (of a member of this archive)
+        named = str(error).startswith((f"{name}: ", f"{name}/"))
+        if named and isinstance(error, ValueError):  # (of a member of this archive)
             raise
         reason = " ".join(str(error).split()) or repr(error)
         if isinstance(error, KeyError):
@@ -622,19 +622,21 @@ def read_tokenizer(folder, vocab_size):
 
 
 def never_made(pairs):
-    """Return the tokens that a BPE with these merges, the first pair first, never leads to."""
+    """Return the tokens that the merges of a BPE, applied in their order, can't lead to."""
     ranks = {pair: rank for rank, pair in enumerate(pairs)}
-    missed = set()
-    for token in {left + right for left, right in pairs}:
-        parts = list(token)
-        while len(parts) > 1:
-            found = [ranks.get(pair, len(pairs)) for pair in itertools.pairwise(parts)]
-            i = found.index(min(found))
-            if found[i] == len(pairs):
-                missed.add(token)
+    made = {byte: (-1, "", "") for pair in pairs for byte in "".join(pair)}
+    for rank, (left, right) in enumerate(pairs):
+        # Undo the merges on both sides, the latest first: are a and b ever merged before that?
+        a, b, until = left, right, rank
+        while a in made and b in made and ranks.get((a, b), until) >= until:
+            if made[a][0] == made[b][0] == -1:
+                made.setdefault(left + right, (rank, left, right))
                 break
-            parts[i:i + 2] = [parts[i] + parts[i + 1]]
-    return missed
+            if made[a][0] > made[b][0]:
+                until, _, a = made[a]
+            else:  # of two equal pairs, the left one is merged first
+                until, b = made[b][0] + 0.5, made[b][1]
+    return {left + right for left, right in pairs} - made.keys()
 
 
 def check_tokenizer(found, folder):

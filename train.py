@@ -246,6 +246,7 @@ def train_step(run):
     torch.manual_seed(hashed(seed, run.step, rank) >> 1)  # for dropout
     run.model.train()
     total_loss = 0.0
+    # Of the forward passes of an iteration, every n_processes-th is this process's.
     for i in range(rank, gradient_accumulation_steps, n_processes):
         # DDP averages the gradients of all processes once, in the last backward pass.
         is_last = i + n_processes >= gradient_accumulation_steps

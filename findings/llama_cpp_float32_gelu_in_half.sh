@@ -5,9 +5,9 @@
 #
 # llama.cpp build 11549 (xllamacpp 2026.10.11549), CPU: they are off by a hundred times that. On a
 # CPU, GELU of a float32 number is looked up in a table with an entry for each float16: the input
-# and the result are rounded to 11 bits, in every file format. With GELU rounded like this in
-# float64 arithmetic, llama.cpp's numbers come out to float32's precision. Nothing in the settings
-# changes it, so a GPT-2 can't be compared with another tool to more than three digits.
+# and the result are rounded to 11 bits. With GELU rounded like this in float64 arithmetic,
+# llama.cpp's numbers come out to float32's precision. So a GPT-2 can be compared with another
+# tool to about three digits only.
 #
 # Seen (largest difference of a log-probability, 2 layers of width 64, random weights, median of 20
 # texts):
