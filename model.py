@@ -232,14 +232,14 @@ class GPT(nn.Module):
     @classmethod
     def from_pretrained(cls, name, dropout=0.0):
         """Return the GPT-2 of that name: "gpt2", "owner/name" or "owner/name@revision" at Hugging
-        Face, a folder with a model or a run, or a snapshot. Nothing in the files is executed.
-        Raises ValueError with one line."""
-        return load_pretrained(name, dropout)
+        Face, a folder with a model or a run, or a snapshot. It is in eval mode; nothing in the
+        files is executed. Raises ValueError with one line."""
+        return load_pretrained(name, dropout).eval()
 
     @staticmethod
     def from_snapshot(path):
-        """Return the model of a snapshot that train.py wrote."""
-        return read_snapshot(path)["model"]
+        """Return the model of a snapshot that train.py wrote, in eval mode."""
+        return read_snapshot(path)["model"].eval()
 
     def save_pretrained(self, folder, tokenizer=None):
         """Write model and tokenizer into a new folder, in Hugging Face's format."""

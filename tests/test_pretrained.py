@@ -1,6 +1,7 @@
 """GPT-2's weights in and trained models out: the hub, the scripts, and what transformers does with
 a model from here (those tests are skipped where transformers is not installed)."""
 
+import collections
 import hashlib
 import http.server
 import json
@@ -15,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, VOCABULARY, call, succeed
 from test_weight_files import CONFIG, gpt2_tensors, make_model, same, write_safetensors
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import prepare
 from model import GPT, GPTConfig
@@ -84,6 +86,36 @@ def test_greedy_generation_is_the_same_for_100_tokens(tmp_path, transformers):
     assert len(text[0].unique()) > 20
     ours = model.generate(idx, 100, temperature=0, eos_token=end)
     assert torch.equal(ours, text) and ours.size(1) == 108
+
+
+class OperatorCounter(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.counts[operator.name()] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN to pack weights for")
+def test_a_loaded_model_packs_its_large_layers_by_itself_and_follows_changed_weights(tmp_path):
+    torch.manual_seed(0)
+    shape = GPTConfig(block_size=64, vocab_size=2048, n_layer=2, n_head=4, n_embd=384)
+    GPT(shape).save_pretrained(tmp_path / "model")
+    model = GPT.from_pretrained(str(tmp_path / "model"))
+    idx = torch.randint(2048, (4, 8))
+    for _ in range(2):
+        with OperatorCounter() as operators:
+            text = model.generate(idx, 20, temperature=0)
+        # In each step, the MLPs' two matrices of both blocks, and the output matrix.
+        assert operators.counts["mkldnn::_linear_pointwise"] == 20 * 5
+        plain = idx
+        for _ in range(20):
+            plain = torch.cat((plain, model(plain)[0].argmax(dim=-1)), dim=1)
+        assert torch.equal(text, plain)
+        with torch.no_grad():
+            model.transformer.wte.weight.mul_(-1)  # the output matrix, too: tokens change
 
 
 def test_transformers_finds_the_same_tokens(exported, trained, transformers):
