@@ -43,13 +43,6 @@ dtype = "auto"  # 'float32', 'bfloat16', 'float16'; on a CPU also 'int8', the fa
 compile = False  # on CUDA: record the work of one token as a CUDA graph and replay it
 
 
-def load_model():
-    """Return the model that init_from and snapshot name, with its tokenizer."""
-    if init_from not in ("auto", "resume"):
-        return GPT.from_pretrained(init_from)
-    return GPT.from_snapshot(get_snapshot(out_dir, snapshot))
-
-
 def generate(model, encoding, prompt, generator):
     """Print num_samples continuations one after the other, the first one as it is generated."""
     steps = draw(model, encoding, prompt, num_samples, generator)
@@ -102,7 +95,10 @@ def main(arguments=None):
         pieces = documents([score or start.removeprefix("FILE:")])
         text = "".join(piece + ("\n" if is_last else "") for piece, is_last in pieces)
         text = text.removesuffix("\n")
-    model = load_model()
+    if init_from in ("auto", "resume"):
+        model = GPT.from_snapshot(get_snapshot(out_dir, snapshot))
+    else:
+        model = GPT.from_pretrained(init_from)
     if export:
         return model.save_pretrained(export)
     if not model.tokenizer:
