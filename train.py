@@ -229,13 +229,13 @@ class Run:
 
 def loss_of(run, inputs, targets):
     """Return the mean loss of inputs (B, T) with targets (B, T), where -1 does not count."""
-    highest, vocab_size = max(inputs.max(), targets.max()), run.model.config.vocab_size
+    ids = torch.stack((inputs, targets))
+    highest, vocab_size = ids.max(), run.model.config.vocab_size
     if highest >= vocab_size:
         raise ValueError(f"token {highest} in {data_dir}, but {vocab_size=}: prepare it again")
     if run.machine.device.type == "cuda":
-        inputs, targets = inputs.pin_memory(), targets.pin_memory()
-    inputs = inputs.to(run.machine.device, non_blocking=True)
-    targets = targets.to(run.machine.device, non_blocking=True)
+        ids = ids.pin_memory()
+    inputs, targets = ids.to(run.machine.device, non_blocking=True)
     with run.machine.autocast():
         return run.forward(inputs, targets, return_logits=False)[1]
 
