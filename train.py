@@ -554,7 +554,9 @@ def resume(run, snapshot):
     best = Path(out_dir, "best.pt")
     is_other = snapshot.get("best_measure") != run.best_measure  # (the data may have changed)
     if is_other and best.exists() and len(run.data["val"]) > 1:
-        run.best_val_loss = evaluate_weights(run, best, "val").val_loss
+        load_weights(run, read_snapshot(best))  # for a moment
+        run.best_val_loss = evaluate(run, "val").val_loss
+        load_weights(run, snapshot)
     run.resumed_from = snapshot["path"]
     print(f"resuming from {run.resumed_from}")
 
@@ -646,15 +648,9 @@ def evaluate(run, split):
 
 
 @torch.no_grad()
-def evaluate_weights(run, path, split):
-    """Return the Loss with a snapshot's weights, which replace the run's for a moment."""
-    own = [p.clone() for p in run.model.parameters()]  # with FSDP, this process's shards
-    for p, tensor in zip(run.model.parameters(), read_snapshot(path)["model"].parameters()):
-        p.copy_(shard_like(p, tensor.to(p.device)))
-    loss = evaluate(run, split)
-    for p, tensor in zip(run.model.parameters(), own):
-        p.copy_(tensor)
-    return loss
+def load_weights(run, snapshot):
+    for name, p in run.model.named_parameters():
+        p.copy_(shard_like(p, snapshot["model_state_dict"][name].to(p.device)))
 
 
 def evaluate_only(settings, meta, data, machine):
@@ -671,7 +667,8 @@ def test(run):
     if len(run.data["test"]) < 2 or path.exists():
         return None
     best = Path(out_dir, "best.pt" if run.best_val_loss < math.inf else "final_model.pt")
-    loss = evaluate_weights(run, best, "test")
+    load_weights(run, read_snapshot(best))
+    loss = evaluate(run, "test")
     if loss is None:
         print("stopped before the end of the test: the same command runs it again")
         return 128 + max(run.signals, default=signal.SIGTERM)
