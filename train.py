@@ -679,23 +679,19 @@ def test(run):
             json.dump(dict(zip(names, (best.name, *loss))), file)
 
 
-def gathered(tensors, rank):
-    """Return {name: complete tensor in main memory} on the first process; the others contribute."""
-    found = {}
-    for name, tensor in tensors.items():
-        tensor = full_tensor(tensor.detach())
-        if rank == 0:
-            found[name] = tensor.cpu()
-    return found
+def gathered(tensors, place):
+    """Return {name: complete tensor} on "cpu", or without its numbers on "meta"."""
+    return {name: full_tensor(tensor.detach()).to(place) for name, tensor in tensors.items()}
 
 
 def save_snapshot(run, name):
     """Write one file that is enough to resume the run or to generate text."""
-    rank = run.machine.rank
+    place = "cpu" if run.machine.rank == 0 else "meta"  # the other processes contribute their part
     names = {p: name for name, p in run.model.named_parameters()}
-    weights = gathered({names[p]: p for p in names}, rank)
-    states = [{names[p]: gathered(opt.state[p], rank) for p in opt.state} for opt in run.optimizers]
-    if rank == 0:
+    weights = gathered(dict(run.model.named_parameters()), place)
+    states = [{names[p]: gathered(opt.state[p], place) for p in opt.state}
+              for opt in run.optimizers]
+    if run.machine.rank == 0:
         weights["lm_head.weight"] = weights["transformer.wte.weight"]  # tied: written once
         snapshot = dict(
             format_version=2, settings=run.settings, model_config=vars(run.model.config),
