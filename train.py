@@ -224,7 +224,8 @@ class Run:
     n_skipped: int = 0  # iterations without an update, since float16 overflowed
     resumed_from: Path = None
     log: list = field(default_factory=list)  # the rows of log.csv
-    signals: list = field(default_factory=list)  # Ctrl-C or SIGTERM, heeded after the iteration
+    signals: list = field(default_factory=list)  # Ctrl-C or SIGTERM, as received by this process
+    stop: int = 0  # the signal, once all processes know of one: the run ends after the iteration
 
 
 def loss_of(run, inputs, targets):
@@ -297,20 +298,20 @@ def main(arguments=None):
         # One iteration: forward, backward, update.
         loss = train_step(run)
         # Read the loss where it is needed (that waits for the GPU), check it, look for signals.
-        stop = check_iteration(run, loss)
+        check_iteration(run, loss)
         show_progress(run)
         # Log, and evaluate, unless a signal arrives.
         if is_due(run, log_interval, eval_interval):
-            stop = not log_progress(run) or stop
+            log_progress(run)
         # Print a sample.
         if sample_interval and run.step % sample_interval == 0:
             print_samples(run, 1)
         # Save a snapshot.
-        if stop or is_due(run, snapshot_interval):
+        if run.stop or is_due(run, snapshot_interval):
             save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")
-        if stop and not is_finished(run):
+        if run.stop and not is_finished(run):
             print(f"stopped after iteration {run.step}: the same command resumes from here")
-            return 128 + max(run.signals, default=signal.SIGTERM)
+            return 128 + run.stop
 
     save_snapshot(run, "final_model.pt")
     if num_return_sequences:
@@ -605,23 +606,28 @@ def is_due(run, *intervals):  # also after the last iteration
     return is_finished(run) or any(run.step % interval == 0 for interval in intervals)
 
 
+def is_stopping(run):
+    """Return whether a process has received a signal. All processes have to ask at the same time,
+    so that all get the same answer."""
+    if sum_over_processes(len(run.signals))[0] > 0:
+        run.stop = max(run.signals, default=signal.SIGTERM)
+    return run.stop > 0
+
+
 def check_iteration(run, loss):
-    """Set run.loss from the tensor, if something needs it now; return whether to stop."""
+    """Set run.loss from the tensor, and look for signals, if something needs that now."""
     n_processes = run.machine.n_processes
-    saves = is_due(run, eval_interval, snapshot_interval)
-    if not (run.machine.device.type != "cuda" or target_loss > 0 or saves
-            or (run.signals and n_processes == 1) or is_due(run, log_interval)):
-        return False
-    total, n_signals = sum_over_processes(loss.item(), len(run.signals))
-    run.loss = total / n_processes
-    is_sound = math.isfinite(run.loss) and (run.scaler.is_enabled() or not run.n_skipped)
-    if saves or n_signals:
-        norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters()))
-        is_sound = is_sound and math.isfinite(norm.item())
-    if not is_sound:
+    if not (run.machine.device.type != "cuda" or target_loss > 0
+            or (run.signals and n_processes == 1)
+            or is_due(run, log_interval, eval_interval, snapshot_interval)):
+        return
+    is_stopping(run)
+    run.loss = sum_over_processes(loss.item())[0] / n_processes
+    norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters())).item()
+    overflowed = run.n_skipped and not run.scaler.is_enabled()
+    if overflowed or not math.isfinite(run.loss + norm):
         raise ValueError(f"iteration {run.step}: inf or nan: lower learning_rate and "
                          "muon_learning_rate")
-    return n_signals > 0
 
 
 def evaluate(run, split):
@@ -633,13 +639,9 @@ def evaluate(run, split):
         begins = begins[np.arange(n) * len(begins) // n]
     ends = np.minimum(begins + block_size + 1, len(tokens))
     windows = np.stack((begins, begins + 1, ends), axis=1)
-
-    def interrupted():
-        return sum_over_processes(len(run.signals))[0] > 0
-
     nats, n_targets = measure(partial(loss_of, run), tokens, windows, batch_size, block_size,
-                              run.machine.rank, run.machine.n_processes, interrupted)
-    if interrupted():
+                              run.machine.rank, run.machine.n_processes, partial(is_stopping, run))
+    if run.stop:
         return None
     nats, n_targets = sum_over_processes(nats, n_targets)
     loss = nats / n_targets
@@ -671,7 +673,7 @@ def test(run):
     loss = evaluate(run, "test")
     if loss is None:
         print("stopped before the end of the test: the same command runs it again")
-        return 128 + max(run.signals, default=signal.SIGTERM)
+        return 128 + run.stop
     print(REPORT.format(f"test with {best}", *loss))
     names = ("snapshot", "loss", "perplexity", "bits_per_byte")
     if run.machine.rank == 0:
@@ -729,12 +731,12 @@ def show_progress(run):
 
 def log_progress(run):
     """Add a row to the log and print it, with the validation loss if that is due, and keep the best
-    weights. Return False if a signal interrupted the evaluation: then it is done on resuming."""
+    weights. If a signal interrupts the evaluation, all of this is done on resuming."""
     val = None
     if len(run.data["val"]) > 1 and is_due(run, eval_interval):
         val = evaluate(run, "val")
         if val is None:
-            return False
+            return
         if val.val_loss < run.best_val_loss:
             run.best_val_loss = val.val_loss
             save_snapshot(run, "best.pt")
@@ -747,7 +749,6 @@ def log_progress(run):
     line += f", val loss {val[0]:.4f}, {val[2]:.4f} bits per byte" if val else ""
     print(line, flush=True)
     write_log(run)
-    return True
 
 
 def write_log(run):
