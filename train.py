@@ -323,9 +323,9 @@ def main(arguments=None):
 
 # Where this process computes, and which of how many it is:
 Machine = namedtuple("Machine", "device dtype autocast rank n_processes")
-Loss = namedtuple("Loss", "val_loss val_perplexity val_bits_per_byte")  # loss in nats per token
-LOG_COLUMNS = ("step", "epoch", "tokens", "seconds", "lr", "train_loss", *Loss._fields)
-REPORT = "{}: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte"
+LOG_COLUMNS = """step epoch tokens seconds lr train_loss
+    val_loss val_perplexity val_bits_per_byte""".split()
+REPORT = "{}: loss {loss:.4f}, perplexity {perplexity:.2f}, {bits_per_byte:.4f} bits per byte"
 # Settings that a run can't change when it resumes ("data" is the training split's fingerprint):
 FIXED = "data init_from optimizer size n_layer n_head n_embd block_size bias".split()
 AT_LEAST_ONE = """batch_size block_size n_layer n_head n_embd gradient_accumulation_steps
@@ -556,7 +556,7 @@ def resume(run, snapshot):
     is_other = snapshot.get("best_measure") != run.best_measure  # (the data may have changed)
     if is_other and best.exists() and len(run.data["val"]) > 1:
         load_weights(run, read_snapshot(best))  # for a moment
-        run.best_val_loss = evaluate(run, "val").val_loss
+        run.best_val_loss = evaluate(run, "val")["loss"]
         load_weights(run, snapshot)
     run.resumed_from = snapshot["path"]
     print(f"resuming from {run.resumed_from}")
@@ -631,7 +631,8 @@ def check_iteration(run, loss):
 
 
 def evaluate(run, split):
-    """Return the Loss on a split, or on eval_iters batches spread over it; None after a signal."""
+    """Return the loss in nats per token and what follows from it, on a split or on eval_iters
+    batches spread over it. A signal ends it early: look at run.stop before using the result."""
     tokens = run.data[split]
     begins = np.arange(0, len(tokens) - 1, block_size)
     if eval_iters:
@@ -641,12 +642,11 @@ def evaluate(run, split):
     windows = np.stack((begins, begins + 1, ends), axis=1)
     nats, n_targets = measure(partial(loss_of, run), tokens, windows, batch_size, block_size,
                               run.machine.rank, run.machine.n_processes, partial(is_stopping, run))
-    if run.stop:
-        return None
     nats, n_targets = sum_over_processes(nats, n_targets)
     loss = nats / n_targets
     bytes_per_token = run.meta["splits"][split].get("bytes", math.nan) / len(tokens)
-    return Loss(loss, math.exp(min(loss, 700)), loss / math.log(2) / bytes_per_token)
+    return dict(loss=loss, perplexity=math.exp(min(loss, 700)),
+                bits_per_byte=loss / math.log(2) / bytes_per_token)
 
 
 @torch.no_grad()
@@ -660,7 +660,7 @@ def evaluate_only(settings, meta, data, machine):
     name = get_snapshot(out_dir) if init_from in ("auto", "resume") else init_from
     model = load_weights_for(name, meta).eval()
     run = Run(settings, meta, data, machine, distributed(model, machine.device), model)
-    print(REPORT.format(f"{eval_split} with {name}", *evaluate(run, eval_split)))
+    print(REPORT.format(f"{eval_split} with {name}", **evaluate(run, eval_split)))
 
 
 def test(run):
@@ -671,14 +671,13 @@ def test(run):
     best = Path(out_dir, "best.pt" if run.best_val_loss < math.inf else "final_model.pt")
     load_weights(run, read_snapshot(best))
     loss = evaluate(run, "test")
-    if loss is None:
+    if run.stop:
         print("stopped before the end of the test: the same command runs it again")
         return 128 + run.stop
-    print(REPORT.format(f"test with {best}", *loss))
-    names = ("snapshot", "loss", "perplexity", "bits_per_byte")
+    print(REPORT.format(f"test with {best}", **loss))
     if run.machine.rank == 0:
         with atomic_write(path, "w") as file:
-            json.dump(dict(zip(names, (best.name, *loss))), file)
+            json.dump(dict(snapshot=best.name, **loss), file)
 
 
 def gathered(tensors, place):
@@ -732,21 +731,21 @@ def show_progress(run):
 def log_progress(run):
     """Add a row to the log and print it, with the validation loss if that is due, and keep the best
     weights. If a signal interrupts the evaluation, all of this is done on resuming."""
-    val = None
+    val = {}
     if len(run.data["val"]) > 1 and is_due(run, eval_interval):
         val = evaluate(run, "val")
-        if val is None:
+        if run.stop:
             return
-        if val.val_loss < run.best_val_loss:
-            run.best_val_loss = val.val_loss
+        if val["loss"] < run.best_val_loss:
+            run.best_val_loss = val["loss"]
             save_snapshot(run, "best.pt")
     row = dict(step=run.step, epoch=run.sequences / (len(run.data["train"]) // block_size),
                tokens=run.sequences * block_size, seconds=time.time() - run.started,
                lr=learning_rate * lr_factor(run.step - 1, run.n_iters), train_loss=run.loss)
-    run.log.append(row | (val._asdict() if val else {}))
+    run.log.append(row | {f"val_{name}": value for name, value in val.items()})
     line = progress_line(run, row["seconds"])
     line += f", {run.n_skipped} steps skipped" if run.n_skipped else ""
-    line += f", val loss {val[0]:.4f}, {val[2]:.4f} bits per byte" if val else ""
+    line += f", val loss {val['loss']:.4f}, {val['bits_per_byte']:.4f} bits per byte" if val else ""
     print(line, flush=True)
     write_log(run)
 
