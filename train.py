@@ -280,8 +280,7 @@ def train_step(run):
 
 
 def main(arguments=None):
-    settings = configure(arguments)
-    globals().update(settings)  # batch_size and the others above now have their final values
+    settings = configure(arguments)  # batch_size and the others above now have their final values
     machine = start_processes()
     meta, data = load_data(data_dir)
     if eval_only:
@@ -338,12 +337,12 @@ def configure(arguments):
         settings, optimizer=("muon", "adamw"), lr_schedule=("linear", "cosine", "step", "constant"),
         target_split=("train", "val"), eval_split=("train", "val", "test"), size=("", *SIZES),
         parallel=("ddp", "fsdp"), compile=("auto", True, False))
-    if not settings["max_iters"] and not settings["max_epochs"]:
+    globals().update(settings)
+    if not max_iters and not max_epochs:
         config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")
-    if settings["min_lr"] > settings["learning_rate"]:
-        config.usage(f"min_lr={settings['min_lr']}: expected at most learning_rate="
-                     f"{settings['learning_rate']}")
-    if settings["overwrite"] and settings["init_from"] in ("auto", "resume"):
+    if min_lr > learning_rate:
+        config.usage(f"{min_lr=}: expected at most {learning_rate=}")
+    if overwrite and init_from in ("auto", "resume"):
         config.usage("overwrite=True needs --init_from=scratch (or a model's name)")
     return settings
 
