@@ -563,8 +563,7 @@ def resume(run, snapshot):
 
 def files_of_run():
     names = ("best.pt", "final_model.pt", "log.csv", "loss.svg", "test.json")
-    paths = [Path(out_dir, name) for name in names]
-    return [path for path in paths if path.exists()] + snapshots(out_dir)
+    return [path for path in Path(out_dir).glob("*") if path.name in names] + snapshots(out_dir)
 
 
 def prepare_out_dir(run):
