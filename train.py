@@ -763,11 +763,11 @@ def write_log(run):
 
 def draw_losses(rows, title):
     """Return a picture of the training and validation losses, in SVG."""
-    curves = {name: [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-              for name in ("train_loss", "val_loss")}
-    losses = [loss for curve in curves.values() for _, loss in curve] or [0.0]
-    low, high = min(losses), max(losses) + 0.01
-    last_step = int(rows[-1]["step"]) if rows else 1
+    rows = [{name: float(value) for name, value in row.items() if value} for row in rows]
+    evaluated = [row for row in rows if "val_loss" in row]
+    losses = [row["train_loss"] for row in rows] + [row["val_loss"] for row in evaluated]
+    low, high = min(losses, default=0.0), max(losses, default=0.0) + 0.01
+    last_step = rows[-1]["step"] if rows else 1
     x = partial(np.interp, xp=(0, last_step), fp=(60, 760))
     y = partial(np.interp, xp=(low, high), fp=(430, 50))
 
@@ -789,15 +789,15 @@ def draw_losses(rows, title):
         line = f'<path d="M60 {y(loss):.1f}H760" stroke="#ddd"/>'
         svg += [line, text(52, y(loss) + 5, f"{loss:g}", "end")]
     for name, color, height in (("train_loss", "steelblue", 70), ("val_loss", "crimson", 90)):
-        points = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in curves[name])
+        points = " ".join(f"{x(row['step']):.1f},{y(row[name]):.1f}" for row in rows if name in row)
         svg += [f'<polyline points="{points}" fill="none" stroke="{color}"/>',
                 text(750, height, name.replace("_", " "), "end", color)]
-    for loss, step in sorted((loss, step) for step, loss in curves["val_loss"])[:1]:
-        bits = next(float(row["val_bits_per_byte"]) for row in rows if int(row["step"]) == step)
-        best = (f"best: {loss:.3f} at iteration {step}, perplexity {math.exp(min(loss, 700)):.1f}, "
-                f"{bits:.3f} bits per byte")
-        svg += [f'<circle cx="{x(step):.1f}" cy="{y(loss):.1f}" r="4" fill="crimson"/>',
-                text(750, 110, best, "end")]
+    if evaluated:
+        best = min(evaluated, key=lambda row: row["val_loss"])
+        note = ("best: {val_loss:.3f} at iteration {step:.0f}, perplexity {val_perplexity:.1f}, "
+                "{val_bits_per_byte:.3f} bits per byte").format(**best)
+        at = f'cx="{x(best["step"]):.1f}" cy="{y(best["val_loss"]):.1f}"'
+        svg += [f'<circle {at} r="4" fill="crimson"/>', text(750, 110, note, "end")]
     return "\n".join([*svg, "</svg>\n"])
 
 
