@@ -500,9 +500,9 @@ def load_weights_for(name, meta):
     """Return the model of that name, with block_size positions, if the data is in its tokens."""
     model = GPT.from_pretrained(name, dropout)
     model.crop_block_size(block_size)
-    ours, theirs = ([description.get(key) for key in ("tokens", "special", "eot_token")]
-                    for description in (meta["tokenizer"], model.tokenizer or meta["tokenizer"]))
-    if ours != theirs or model.config.vocab_size < meta["vocab_size"]:
+    theirs = model.tokenizer or meta["tokenizer"]
+    is_other = meta["tokenizer"] | {"name": theirs["name"]} != theirs  # whatever it is called
+    if is_other or model.config.vocab_size < meta["vocab_size"]:
         raise ValueError(f"{data_dir} is not in the tokens of {name}: prepare the text with "
                          f"python prepare.py --tokenizer={name}")
     return model
