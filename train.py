@@ -613,14 +613,11 @@ def is_stopping(run):
 
 
 def check_iteration(run, loss):
-    """Set run.loss from the tensor, and look for signals, if something needs that now."""
-    n_processes = run.machine.n_processes
-    if not (run.machine.device.type != "cuda" or target_loss > 0
-            or (run.signals and n_processes == 1)
-            or is_due(run, log_interval, eval_interval, snapshot_interval)):
+    """Look for signals; set run.loss from the tensor if something needs it now."""
+    is_read = is_stopping(run) or target_loss > 0 or run.machine.device.type != "cuda"
+    if not is_read and not is_due(run, log_interval, eval_interval, snapshot_interval):
         return
-    is_stopping(run)
-    run.loss = sum_over_processes(loss.item())[0] / n_processes
+    run.loss = sum_over_processes(loss.item())[0] / run.machine.n_processes
     norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters())).item()
     overflowed = run.n_skipped and not run.scaler.is_enabled()
     if overflowed or not math.isfinite(run.loss + norm):
