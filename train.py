@@ -510,10 +510,8 @@ def load_weights_for(name, meta):
 
 def find_own_snapshot(settings, meta):
     """Return the newest valid snapshot in out_dir, None for a new run."""
-    if overwrite:
-        return None
     instead = "choose another --out_dir, or start over: --init_from=scratch --overwrite"
-    for path in snapshots(out_dir) if init_from != "scratch" else []:
+    for path in [] if overwrite or init_from == "scratch" else snapshots(out_dir):
         try:
             snapshot = read_snapshot(path, dropout=dropout)
         except ValueError as error:
@@ -528,7 +526,7 @@ def find_own_snapshot(settings, meta):
                 found = f"{name}={theirs.get(name)}, not {ours[name]}"
                 raise ValueError(f"{path} has {found}: {instead}")
         return snapshot | {"path": path}
-    if files_of_run() or init_from == "resume":
+    if not overwrite and (files_of_run() or init_from == "resume"):
         raise ValueError(f"{init_from=}, but {out_dir} has {len(files_of_run())} files of a run "
                          f"and no valid snapshot to resume: {instead}")
     return None
