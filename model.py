@@ -571,31 +571,21 @@ class CUDAGraphCache(Cache):
         self.window = min(self.model.config.block_size, (self.length // 128 + 1) * 128)
         self.ids.copy_(ids)
         self.position.fill_(self.length)
-        if ids.is_cuda:
-            if self.window not in self.graphs:
-                self.graphs[self.window] = self.record()
+        if self.window in self.graphs:
             graph, logits = self.graphs[self.window]
             graph.replay()
         else:
             logits = self.step()
+            if ids.is_cuda:  # that step has allocated and chosen kernels: now it can be recorded
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    self.graphs[self.window] = graph, self.step()
         self.window = None
         self.length += 1
         return logits.clone()
 
     def step(self):
         return self.model.lm_head(self.model.hidden(self.ids, self.position, self)[:, -1])
-
-    def record(self):
-        side_stream = torch.cuda.Stream()
-        side_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side_stream):  # the first steps allocate and choose kernels
-            for _ in range(3):
-                self.step()
-        torch.cuda.current_stream().wait_stream(side_stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = self.step()
-        return graph, logits
 
 
 @torch.inference_mode()
