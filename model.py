@@ -593,30 +593,28 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
     """Return [(ids, log-probability of what follows idx)] for idx (1, T), keeping the most likely
     beams at each step; the best log-probability / length ** length_penalty is the first. A beam
     with eos_token is complete."""
+    if eos_token is None:
+        eos_token = -1  # which no text contains
+    T = idx.size(1)
     cache = new_cache(model, beams, max_new_tokens)
     texts = idx.expand(beams, -1)
-    scores = torch.full((beams, 1), -math.inf, device=idx.device)  # log-probabilities
+    scores = torch.full((beams,), -math.inf, device=idx.device)  # log-probabilities
     scores[0] = 0.0  # all beams begin alike: only one of them counts
-    lengths = torch.zeros_like(texts[:, :1])
-    done = lengths > 0
     for _ in range(max_new_tokens):
-        log_probs = F.log_softmax(cache.next_logits(texts).float(), dim=-1)  # (beams, vocab_size)
-        if eos_token is not None:  # a complete beam has a single continuation, at no cost
-            log_probs = log_probs.masked_fill(done, -math.inf)
-            log_probs[done[:, 0], eos_token] = 0.0
-        totals = scores + log_probs
-        best_scores, best = totals.flatten().topk(beams)
-        parents = best // totals.size(1)
-        new = best[:, None] % totals.size(1)
-        scores = best_scores[:, None]
-        lengths = lengths[parents] + (~done[parents]).long()
-        done = done[parents] | (new == eos_token)
-        texts = torch.cat((texts[parents], new), dim=1)
-        cache.past = cache.past[:, :, parents]
+        done = (texts[:, T:] == eos_token).any(dim=1)
         if done.all():
             break
-    ranks = (scores / lengths.clamp(min=1) ** length_penalty).flatten()
-    return [(texts[i, :idx.size(1) + lengths[i]].tolist(), scores[i].item())
+        log_probs = F.log_softmax(cache.next_logits(texts).float(), dim=-1)  # (beams, vocab_size)
+        log_probs[done] = -math.inf  # a complete beam goes on with eos_token alone, at no cost
+        log_probs[done, eos_token] = 0.0
+        totals = scores[:, None] + log_probs
+        scores, best = totals.flatten().topk(beams)
+        parents, new = torch.unravel_index(best, totals.shape)
+        texts = torch.cat((texts[parents], new[:, None]), dim=1)
+        cache.past = cache.past[:, :, parents]
+    lengths = ((texts[:, T:] != eos_token).sum(dim=1) + 1).clamp(max=texts.size(1) - T)
+    ranks = scores / lengths ** length_penalty
+    return [(texts[i, :T + lengths[i]].tolist(), scores[i].item())
             for i in ranks.argsort(descending=True, stable=True) if scores[i] > -math.inf]
 
 
