@@ -516,7 +516,9 @@ def new_cache(model, n_rows, max_new_tokens, compile=False):
 
 
 def for_inference(model, device, dtype):
-    """Return a float32 model on the device in dtype, or on a CPU in "int8"; only for inference."""
+    """Return a float32 model on the device in dtype, or on a CPU in "int8"; only for inference. In
+    int8, a linear layer has 8 bits for each weight and a scale for each output. The inputs of a
+    call are rounded, too: to 7 bits, since without VNNI a sum of two products could overflow."""
     if dtype != torch.float32:  # no longer tied: see rounded
         weight = model.lm_head.weight.detach()
         model.lm_head.weight = nn.Parameter(weight - weight.mean(dim=0), requires_grad=False)
@@ -524,21 +526,16 @@ def for_inference(model, device, dtype):
         return model.to(device, dtype).eval()
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
-            make_int8(layer)
+            weight = layer.weight.detach()
+            scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+            zeros = torch.zeros(len(weight), dtype=torch.int64)
+            with warnings.catch_warnings(action="ignore"):  # quantize_per_channel is deprecated
+                weight = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+            packed = torch.ops.quantized.linear_prepack(weight, layer.bias)
+            layer.forward = partial(torch.ops.quantized.linear_dynamic, W_prepack=packed,
+                                    reduce_range=True)
+            layer.weight = None
     return model.eval()
-
-
-def make_int8(layer):
-    """Replace an nn.Linear's weights by 8 bits each and a scale for each output. The inputs of a
-    call are rounded, too: to 7 bits, since without VNNI a sum of two products could overflow."""
-    weight = layer.weight.detach()
-    scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
-    zeros = torch.zeros(len(weight), dtype=torch.int64)
-    with warnings.catch_warnings(action="ignore"):  # quantize_per_channel is deprecated
-        weight = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-    packed = torch.ops.quantized.linear_prepack(weight, layer.bias)
-    layer.forward = partial(torch.ops.quantized.linear_dynamic, W_prepack=packed, reduce_range=True)
-    layer.weight = None
 
 
 class CUDAGraphCache(Cache):
