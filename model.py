@@ -815,20 +815,11 @@ def read_safetensors(path):
 def read_tensorflow(path):
     """Return {name: tensor} of the model in a TensorFlow checkpoint (V2). path is its index: a
     sorted table (LevelDB's) of variable name -> protocol buffer, which says where it is."""
+    index = io.BytesIO(path.read_bytes())
 
-    def read_number(file):  # seven bits a byte, the lowest first; the eighth says that more follow
-        byte, = file.read(1)
-        return byte if byte < 128 else byte - 128 + (read_number(file) << 7)
-
-    def read_fields(data):  # of a protocol buffer -> {number: [values]}
-        file, found = io.BytesIO(data), {}
-        while file.tell() < len(data):
-            number, kind = divmod(read_number(file), 8)
-            value = file.read(4) if kind == 5 else read_number(file)
-            if kind == 2:  # that was the length
-                value = file.read(value)
-            found.setdefault(number, []).append(value)
-        return found
+    def read_number():  # seven bits a byte, the lowest first; the eighth says that more follow
+        byte, = index.read(1)
+        return byte if byte < 128 else byte - 128 + (read_number() << 7)
 
     def checksum(data):  # CRC-32C (Castagnoli) as TensorFlow stores it, four bytes
         crc = 0xFFFFFFFF
@@ -840,46 +831,48 @@ def read_tensorflow(path):
         rotated = (crc >> 15) | (crc << 17)
         return ((rotated + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
-    def read_table(handle):  # offset and size of a block -> {key: value}
-        offset, size = read_number(handle), read_number(handle)
-        end = offset + size + 1
-        block = index[offset:end]
-        if checksum(block) != index[end:end + 4] or block[-1] != 0:
+    def read_table(offset, size):  # at each value, yield its key and where it ends
+        index.seek(offset)
+        table = index.read(size + 1)
+        if checksum(table) != index.read(4) or table[-1] != 0:
             raise ValueError(f"{path.name} is damaged, or compressed")
-        n_restarts = int.from_bytes(block[-5:-1], "little")
-        file, found, key = io.BytesIO(block), {}, b""
-        while file.tell() < size - 4 - 4 * n_restarts:
-            n_shared, n_more, n_value = (read_number(file) for _ in range(3))
-            key = key[:n_shared] + file.read(n_more)  # a key may begin as the one before does
-            found[key] = file.read(n_value)
-        return found
+        index.seek(offset)
+        key = b""
+        while any(sizes := [read_number() for _ in range(3)]):  # zeros follow the last entry
+            n_shared, n_more, n_value = sizes
+            key = key[:n_shared] + index.read(n_more)  # a key may begin as the one before does
+            end = index.tell() + n_value
+            yield key, end
+            index.seek(end)
 
-    index = path.read_bytes()
-    footer = io.BytesIO(index[-48:])
-    read_number(footer)  # offset and size of a table that is not needed
-    read_number(footer)
-    entries = {}
-    for handle in read_table(footer).values():
-        entries |= read_table(io.BytesIO(handle))
-    n_shards = read_fields(entries.pop(b"")).get(1, [1])[0]
     weights = {}
-    for name, entry in entries.items():
-        name, fields = name.decode(), read_fields(entry)
-        if not re.fullmatch(r"model/(h\d+/.*/[wbg]|ln_f/[bg]|w[tp]e)", name):
-            continue  # the optimizer's
-        if 7 in fields:
-            raise ValueError(f"{name} is partitioned: save the checkpoint without partitioner")
-        shape = [read_fields(size)[1][0] for size in read_fields(fields[2][0])[2]]
-        shard, offset = (fields.get(number, [0])[0] for number in (3, 4))
-        data = path.with_suffix(f".data-{shard:05d}-of-{n_shards:05d}")
-        tensor = memory_map(data, offset, torch.float32, shape[-2:])  # some are (1, n, m)
-        is_small = tensor.nbytes <= 1 << 16  # checking larger ones would take long
-        if (fields[1] != [1] or fields[5] != [tensor.nbytes] or
-                (is_small and fields[6] != [checksum(tensor.numpy().tobytes())])):
-            raise ValueError(f"{name} is damaged, or not float32")
-        name = name.replace("model/h", "h.").replace("model/", "").replace("/", ".")
-        name = re.sub(r"\.b$", ".bias", name)
-        weights[re.sub(r"(\.[wg]|(?<=^w.e))$", ".weight", name)] = tensor
+    index.seek(-48, os.SEEK_END)
+    _, _, *place = [read_number() for _ in range(4)]  # offset and size of the table of tables
+    for _ in read_table(*place):
+        for key, end in read_table(read_number(), read_number()):
+            fields = {}  # of a protocol buffer and those nested in it
+            while index.tell() < end:
+                field, kind = divmod(read_number(), 8)
+                value = index.read(4) if kind == 5 else read_number()  # (of a nested one: its size)
+                fields.setdefault(field, []).append(value)
+            if key == b"":
+                n_shards = fields[1][0]
+            name = key.decode()
+            if not re.fullmatch(r"model/(h\d+/.*/[wbg]|ln_f/[bg]|w[tp]e)", name):
+                continue  # the optimizer's
+            if 7 in fields:
+                raise ValueError(f"{name} is partitioned: save the checkpoint without partitioner")
+            dtype, *shape = fields[1]
+            shard, offset = (fields.get(field, [0])[0] for field in (3, 4))
+            data = path.with_suffix(f".data-{shard:05d}-of-{n_shards:05d}")
+            tensor = memory_map(data, offset, torch.float32, shape[-2:])  # some are (1, n, m)
+            is_small = tensor.nbytes <= 1 << 16  # checking larger ones would take long
+            if (dtype != 1 or fields[5] != [tensor.nbytes] or
+                    (is_small and fields[6] != [checksum(tensor.numpy().tobytes())])):
+                raise ValueError(f"{name} is damaged, or not float32")
+            name = name.replace("model/h", "h.").replace("model/", "").replace("/", ".")
+            name = re.sub(r"\.b$", ".bias", name)
+            weights[re.sub(r"(\.[wg]|(?<=^w.e))$", ".weight", name)] = tensor
     return weights
 
 
