@@ -70,11 +70,9 @@ class CausalSelfAttention(nn.Module):
         # it passes on), in every head.
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, head_dim)  # (B, T, 3C), split into heads
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, n_head, T, head_dim)
-        is_causal = True
-        mask = None
+        is_causal, mask = True, None
         if cache is not None:  # generating (class Cache, below): also attend to earlier tokens
-            is_causal, mask = cache.mask(T)
-            k, v = cache.update(self.layer, k, v)
+            k, v, is_causal, mask = cache.update(self.layer, k, v)
         # attention() is F.scaled_dot_product_attention, equivalent to
         #     scores = (q @ k.mT / sqrt(head_dim)).masked_fill(later positions, -inf)
         #     y = softmax(scores) @ v
@@ -262,20 +260,19 @@ class Cache:
         self.n_ids = n_token_ids(model.tokenizer)  # fewer than vocab_size where that is padded
 
     def update(self, layer, k, v):
-        """Store the keys and values of T new positions; return those of all positions so far."""
-        end = self.length + k.size(2)
+        """Store the keys and values of T new positions. Return what these attend to: all keys and
+        values so far, is_causal and mask (T, positions)."""
+        T = k.size(2)
+        end = self.length + T
         self.past[layer, 0, :, :, self.length:end] = k
         self.past[layer, 1, :, :, self.length:end] = v
-        return self.past[layer, :, :, :, :end]
-
-    def mask(self, T):
-        """Return (is_causal, mask (T, positions)) for T new positions, for attention."""
-        if self.length == 0:  # an empty cache: plain causal attention
-            return True, None
+        k, v = self.past[layer, :, :, :, :end]
+        if self.length == 0:  # nothing comes before: plain causal attention
+            return k, v, True, None
         if T == 1:  # a single new token may look at everything
-            return False, None
-        position = torch.arange(self.length + T, device=self.past.device)
-        return False, position[-T:, None] >= position
+            return k, v, False, None
+        position = torch.arange(end, device=k.device)
+        return k, v, False, position[-T:, None] >= position
 
     def next_logits(self, text):
         """Return the logits (B, vocab_size) of what follows text (B, T), reading what is new in it.
@@ -555,12 +552,8 @@ class CUDAGraphCache(Cache):
         if self.window is None:
             return super().update(layer, k, v)
         self.past[layer].index_copy_(3, self.position, torch.stack((k, v)))
-        return self.past[layer, :, :, :, :self.window]
-
-    def mask(self, T):
-        if self.window is None:
-            return super().mask(T)
-        return False, self.position[:, None] >= torch.arange(self.window, device=self.past.device)
+        k, v = self.past[layer, :, :, :, :self.window]
+        return k, v, False, self.position[:, None] >= torch.arange(self.window, device=k.device)
 
     def read(self, ids):
         if ids.size(1) > 1 or self.length == 0:
