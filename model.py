@@ -379,10 +379,7 @@ def attention(q, k, v, is_causal=True, mask=None):
 
 
 def linear_cross_entropy(x, weight, targets):
-    """Return the mean loss of x (B, T, C) with targets (B, T), ignoring -1. Equivalent to:
-        logits = F.linear(x, weight).flatten(0, 1)
-        return F.cross_entropy(logits, targets.flatten(), ignore_index=-1)
-    """
+    """Return the mean loss of x (B, T, C) with targets (B, T) that GPT.forward has from logits."""
     x = x.flatten(0, 1)
     targets = targets.flatten()
     if torch.is_autocast_enabled(x.device.type):
