@@ -784,10 +784,9 @@ def read_safetensors(path):
     """Return {name: tensor}. The tensors have to fill the file without a gap."""
     dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16,
               "BF16": torch.bfloat16, "U8": torch.uint8, "BOOL": torch.bool}
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        start = end = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(start, size) - 8))
+    data = np.memmap(path, np.uint8, "r")
+    start = end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(bytes(data[8:start]))
     header.pop("__metadata__", None)
     weights = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -797,8 +796,8 @@ def read_safetensors(path):
         begin, end = end, end + weights[name].nbytes
         if entry["data_offsets"] != [begin - start, end - start]:
             raise ValueError(f"{path.name}: {name} doesn't fit its entry in the header, {entry}")
-    if end != size:
-        raise ValueError(f"{path.name} has {size} bytes, its header describes {end}")
+    if end != len(data):
+        raise ValueError(f"{path.name} has {len(data)} bytes, its header describes {end}")
     return weights
 
 
