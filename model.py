@@ -627,12 +627,11 @@ def read_snapshot(path, **changes):
 
 def get_snapshot(out_dir, which="auto"):
     """Return the path of a run's snapshot: 'best', 'final', 'latest' or the first that exists."""
-    paths = {"best": Path(out_dir, "best.pt"), "final": Path(out_dir, "final_model.pt")}
-    for newest in snapshots(out_dir)[:1]:
-        paths["latest"] = newest
+    paths = [Path(out_dir, "best.pt"), Path(out_dir, "final_model.pt"), *snapshots(out_dir)]
+    named = dict(zip(("best", "final", "latest"), paths))
     if which != "auto":
-        return Path(paths.get(which, which))
-    for path in paths.values():
+        return Path(named.get(which, which))
+    for path in paths:
         if path.exists():
             return path
     raise ValueError(f"there is no snapshot in {out_dir}: python train.py makes one (the model of "
