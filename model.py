@@ -368,9 +368,11 @@ class Dropout(nn.Dropout):
 
 
 def attention(q, k, v, is_causal=True, mask=None):
-    """Attend with q (B, n_head, T, head_dim) to k, v (B, n_head, S, head_dim). A mask (T, S) is
-    True where a query may look. GPT-2 also dropped attention weights in training, which no fast
-    CPU kernel can do."""
+    """Attend with q (B, n_head, T, head_dim) to k, v (B, n_head, S, head_dim). Equivalent to, for a
+    mask (T, S) that is True where a query may look:
+        scores = (q @ k.mT / math.sqrt(head_dim)).masked_fill(~mask, -math.inf)
+        return F.softmax(scores, dim=-1) @ v
+    GPT-2 also dropped attention weights in training, which no fast CPU kernel can do."""
     if torch.is_autocast_enabled("cpu") and q.is_cpu and q.requires_grad and q.size(2) < 256:
         # For short contexts, the CPU's backward kernel takes twice as long in bfloat16.
         with torch.autocast("cpu", enabled=False):
@@ -379,7 +381,10 @@ def attention(q, k, v, is_causal=True, mask=None):
 
 
 def linear_cross_entropy(x, weight, targets):
-    """Return the mean loss of x (B, T, C) with targets (B, T) that GPT.forward has from logits."""
+    """Return the mean loss of x (B, T, C) with targets (B, T), ignoring -1. Equivalent to:
+        logits = F.linear(x, weight).flatten(0, 1)
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=-1)
+    """
     x = x.flatten(0, 1)
     targets = targets.flatten()
     if torch.is_autocast_enabled(x.device.type):
