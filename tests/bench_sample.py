@@ -1,6 +1,6 @@
 """How fast text is generated, beside the tools that people use instead and beside the memory.
 
-    pip install transformers ctranslate2 llama-cpp-python gguf  # those that are missing are left out
+    pip install transformers ctranslate2 llama-cpp-python gguf  # what is missing is left out
     python tests/bench_sample.py
 
 About eight minutes on two CPU cores with all of them. Each new token has to read every weight once,

@@ -98,7 +98,7 @@ class OperatorCounter(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN to pack weights for")
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="without oneDNN")
 def test_a_loaded_model_packs_its_large_layers_by_itself_and_follows_changed_weights(tmp_path):
     torch.manual_seed(0)
     shape = GPTConfig(block_size=64, vocab_size=2048, n_layer=2, n_head=4, n_embd=384)
