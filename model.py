@@ -497,21 +497,27 @@ def new_cache(model, n_rows, max_new_tokens, compile=False):
         return Cache(model, n_rows)
     if not head.is_cpu:
         return CUDAGraphCache(model, n_rows) if compile else Cache(model, n_rows)
-    # Packing takes as long as a few tokens; for a single row, it is faster with AVX512 only.
-    pays = max_new_tokens >= 16 and torch.backends.mkldnn.is_available() and (
-        n_rows > 1 or torch.backends.cpu.get_cpu_capability().startswith("AVX512"))
-    supported = head.dtype == torch.float32 or (
-        head.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if pays and supported:
+    supported = torch.backends.mkldnn.is_available() and (head.dtype == torch.float32 or (
+        head.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+    if supported and n_rows * max_new_tokens >= 32:  # packing takes as long as a few steps
         shared = [*model.parameters(), model.tokenizer]
         model = copy.deepcopy(model, {id(each): each for each in shared})
         for layer in model.modules():
             if isinstance(layer, nn.Linear) and layer.weight.numel() >= 1 << 19:  # above 2 MB
-                # F.linear, with the weights in the order in which oneDNN reads them for n_rows rows
-                weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), n_rows)
-                layer.forward = partial(torch.ops.mkldnn._linear_pointwise, W=weight, B=layer.bias,
-                                        attr="none", scalars=[], algorithm="")
+                pack(layer, n_rows)
     return Cache(model, n_rows)
+
+
+def pack(layer, n_rows):
+    """Store a layer's weights in the order in which its product with n_rows rows reads them."""
+    weight = layer.weight.detach()
+    cpu = torch.backends.cpu.get_cpu_capability()
+    if n_rows > 1 or cpu.startswith("AVX512"):
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight, n_rows)
+        layer.forward = partial(torch.ops.mkldnn._linear_pointwise, W=weight, B=layer.bias,
+                                attr="none", scalars=[], algorithm="")  # F.linear
+    elif cpu == "AVX2" and layer.out_features >= layer.in_features:  # by columns, the longer ones
+        layer.forward = partial(F.linear, weight=weight.T.contiguous().T, bias=layer.bias)
 
 
 def for_inference(model, device, dtype):
