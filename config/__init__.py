@@ -49,15 +49,9 @@ def override(script, arguments, current=None, at_least_one=()):
 
 def read_settings(script):
     """Return {name: (default, comment)} for the assignments above the script's first function."""
-    lines = Path(script).read_text(encoding="utf-8").splitlines()
-    settings = {}
-    for node in ast.parse("\n".join(lines)).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            break
-        if isinstance(node, ast.Assign) and node.targets[0].id.islower():  # CAPITALS: a constant
-            comment = lines[node.end_lineno - 1].partition("  # ")[2]
-            settings[node.targets[0].id] = (ast.literal_eval(node.value), comment)
-    return settings
+    above = Path(script).read_text(encoding="utf-8").partition("\ndef ")[0]
+    found = re.findall(r"^([a-z]\w*) = (.*?)(?:  # (.*))?$", above, re.MULTILINE)
+    return {name: (ast.literal_eval(default), comment) for name, default, comment in found}
 
 
 def run_config_file(path, settings, described, fixed):
