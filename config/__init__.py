@@ -29,9 +29,8 @@ def override(script, arguments, current=None, at_least_one=()):
         if argument.startswith("--"):
             name, equals, text = argument[2:].partition("=")
             value = text if equals else True
-            if equals:
-                with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-                    value = ast.literal_eval(text)
+            with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+                value = ast.literal_eval(text)  # (there is none in "")
             fixed[name] = checked(described, name, value, text if equals else value)
         elif not argument.endswith(".py"):
             usage(f"{argument!r} is neither --setting=value nor a config file ending in .py")
@@ -70,12 +69,11 @@ def run_config_file(path, settings, described, fixed):
         usage(f"{path}: {type(error).__name__}: {error}")
     assigned = {node.id for node in ast.walk(tree)
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    found = {}
     for name, value in scope.items():
         helper = name not in assigned or name.startswith("_") or callable(value)
         if name in described or not helper:
-            found[name] = checked(described, name, value, value)
-    return settings | found | fixed  # (a function in it may have assigned to a fixed name)
+            settings[name] = checked(described, name, value, value)
+    return settings | fixed  # (a function in it may have assigned to a fixed name)
 
 
 def checked(described, name, value, text):
