@@ -459,14 +459,13 @@ def json_texts(stream):
 
 def text_pieces(stream):
     """Yield (text, is_last) for the pieces of one document. A piece ends where no token crosses:
-    before the last white space of a block ("to be or not to be" may be cut after "to", but not
-    inside " be"), or, in a text without any, between the last letters and what follows them."""
+    before white space ("to be or not to be" may be cut after "to", but not inside " be"), or where
+    letters or digits end, but for those of a mark; so no piece but the first begins with a mark."""
     rest = ""
     while len(block := stream.read(1 << 17)) == 1 << 17:
         rest += block
         new = max(0, len(rest) - len(block) - 1)
-        cut = (regex.match(r"(?s).*\S(?=[ \n])", rest, pos=new)
-               or regex.match(r"(?s).*(\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>]))", rest, pos=new))
+        cut = regex.match(r"(?s).*(\S(?=[ \n])|[\p{L}\p{N}](?=[^\p{L}\p{N}<|>]))", rest, pos=new)
         if cut:
             yield rest[:cut.end()], False
             rest = rest[cut.end():]
