@@ -474,14 +474,11 @@ def text_pieces(stream):
 
 def split_at_marks(pieces):
     """Yield the pieces that are not empty; with split_on_eot, <|endoftext|> ends a document."""
-    is_open = False  # whether a piece of the present document has been yielded
-    for text, is_last in pieces:
-        parts = text.split(END_OF_TEXT) if split_on_eot else [text]
-        for i, part in enumerate(parts):
-            ends = is_last or i < len(parts) - 1
-            if part or (ends and is_open):
-                yield part, ends
-                is_open = not ends
+    for text, is_last in pieces:  # (a mark is never the first thing in the rest of a document)
+        *ended, rest = text.split(END_OF_TEXT) if split_on_eot else [text]
+        yield from ((part, True) for part in ended if part)
+        if rest:
+            yield rest, is_last
 
 
 def read_meta(folder):
