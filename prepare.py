@@ -183,7 +183,7 @@ RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new attempt at a download
 TIMEOUT = 30  # seconds without a byte after which a connection counts as broken
 TEXT_ENDINGS = ("", ".txt", ".md", ".rst", ".tex", ".html", ".csv", ".log", ".py", ".c", ".h",
                 ".js", ".raw", ".tokens", ".jsonl")
-COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 with suppress(ImportError):  # from Python 3.14 on
     from compression import zstd
     COMPRESSED[".zst"] = zstd.open
@@ -410,34 +410,33 @@ def documents(paths):
     """Yield (text, is_last) for all pieces of all documents; a document ends with is_last."""
     for path in paths:
         with named_errors(path), open(path, "rb") as file:
-            for name, stream, is_jsonl in members(path, file):
-                pieces = json_texts(stream) if is_jsonl else text_pieces(stream)
-                with named_errors(name, stream):
-                    yield from split_at_marks(pieces)
+            yield from read(path, file)
 
 
-def members(name, file, inner_name=None):
-    """Yield (name, text stream, is .jsonl) for a file, or for all members of what is packed in it.
-    Archives may be nested, and are read as streams: nothing is unpacked onto the disk."""
-    stem, ending = os.path.splitext((inner_name or name).lower())
+def read(name, file, inner_name=None):
+    """Yield (text, is_last) for a file, or for all members of what is packed in it. Archives may be
+    nested, and are read as streams: nothing is unpacked onto the disk."""
+    stem, ending = os.path.splitext((inner_name or name).lower().replace(".tgz", ".tar.gz"))
     if ending in COMPRESSED:
-        inner_name = f"{stem}.tar" if ending == ".tgz" else stem
-        yield from members(name, COMPRESSED[ending](file), inner_name)
+        yield from read(name, COMPRESSED[ending](file), stem)
     elif ending == ".tar" or file.peek(512)[257:262] == b"ustar":  # (a .xz may hold a tar file)
         archive = tarfile.open(fileobj=file, mode="r:")
         while member := archive.next():
             archive.members.clear()  # or memory would grow with the number of members
             if member.isfile() and not HIDDEN_MEMBER.search(member.name):
-                yield from members(f"{name}/{member.name}", archive.extractfile(member))
+                yield from read(f"{name}/{member.name}", archive.extractfile(member))
         if file.read(1 << 20)[:512] != bytes(512):  # reading also verifies the checksum of a .gz
             raise ValueError("the end of the archive is missing")
     elif ending == ".zip":
         archive = zipfile.ZipFile(file)
         for member in archive.infolist():
             if not member.is_dir() and not HIDDEN_MEMBER.search(member.filename):
-                yield from members(f"{name}/{member.filename}", archive.open(member))
+                yield from read(f"{name}/{member.filename}", archive.open(member))
     elif ending in TEXT_ENDINGS:
-        yield name, io.TextIOWrapper(file, "utf-8", encoding_errors, "\n"), ending == ".jsonl"
+        stream = io.TextIOWrapper(file, "utf-8", encoding_errors, "\n")
+        with named_errors(name, stream):
+            pieces = json_texts(stream) if ending == ".jsonl" else text_pieces(stream)
+            yield from split_at_marks(pieces)
     elif ending in CONVERTERS:
         raise ValueError(f"{name}: convert {ending} to .jsonl or text: {CONVERTERS[ending]} "
                          f"{name} | python prepare.py --input=-.jsonl (or --input=- for text)")
