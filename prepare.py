@@ -301,11 +301,9 @@ def named_errors(name, stream=None):
     """Turn whatever a broken file makes a parser raise into one line that begins with its name."""
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:  # every format has exceptions of its own
-        named = str(error).startswith((f"{name}: ", f"{name}/"))
-        if named and isinstance(error, ValueError):  # (of a member of this archive)
+        named = str(error).startswith((f"{name}: ", f"{name}/"))  # (a member of this archive)
+        if isinstance(error, MemoryError) or (named and isinstance(error, ValueError)):
             raise
         reason = " ".join(str(error).split()) or repr(error)
         if isinstance(error, KeyError):
