@@ -134,19 +134,20 @@ def split_by_hash(pieces):
 
 
 def write_splits(pieces, encoding):
-    """Write token ids to out_dir/X.bin.new; return ({split: bytes of text}, sha256 of the text)."""
-    n_bytes = dict.fromkeys(SPLITS, 0)
+    """Write token ids to out_dir/X.bin.new; return ({split: its size}, sha256 of the text)."""
+    splits = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}
     digest = hashlib.sha256()
     with ExitStack() as stack:
         files = {split: stack.enter_context(atomic_write(f"{out_dir}/{split}.bin.new"))
                  for split in SPLITS}
         for split, text, ids in encode_in_threads(pieces, encoding):  # text in UTF-8
             files[split].write(ids)
-            n_bytes[split] += len(text)
+            splits[split]["tokens"] += len(ids)
+            splits[split]["bytes"] += len(text)
             digest.update(text)
-        if n_bytes["train"] == 0:
+        if splits["train"]["bytes"] == 0:
             raise ValueError(f"no document of {input} is in the training split: add documents")
-    return n_bytes, digest.hexdigest()
+    return splits, digest.hexdigest()
 
 
 def main(arguments=None):
@@ -167,14 +168,13 @@ def main(arguments=None):
     if tokenizer != "bpe":
         description = find_tokenizer(tokenizer)
     else:
-        training_texts = (text for split, text, _ in pieces() if split == "train")
-        word_counts = count_words(training_texts, n_characters)
+        word_counts = count_words(pieces(), n_characters)
         description = {"name": "bpe", "tokens": train_bpe(word_counts, vocab_size)}
     encoding = load_tokenizer(description)
 
     # Third pass: encode. The new files replace the old ones together, once all are complete.
-    n_bytes, digest = write_splits(pieces(), encoding)
-    publish(description, encoding, n_bytes, digest)
+    splits, digest = write_splits(pieces(), encoding)
+    publish(description, encoding, splits, digest)
 
 
 # ---- plumbing: skip on a first reading ----
@@ -225,12 +225,13 @@ def count(pieces):
     return n_documents, n_characters
 
 
-def count_words(texts, n_characters):
+def count_words(pieces, n_characters):
     """Return {word: count} for bpe_sample_mb of the training split of n_characters of text."""
     fraction = min(1, bpe_sample_mb * 1e6 / n_characters / (1 - val_fraction - test_fraction))
     # A word of a million letters would take hours to learn from: each merge rescans its words.
     pattern = regex.compile(PATTERN.replace("++", "{1,99}"))
     word_counts = collections.Counter()
+    texts = (text for split, text, _ in pieces if split == "train")
     for i, text in enumerate(texts):
         if (i * fraction) % 1 < fraction:  # i * fraction passes an integer: sample evenly
             word_counts.update(pattern.findall(text))
@@ -238,26 +239,21 @@ def count_words(texts, n_characters):
 
 
 def encode_in_threads(pieces, encoding):
-    """Yield (split, text as UTF-8, token ids as bytes) for each piece, in order."""
-    dtype = token_dtype(encoding)
-    end_of_text = dtype.type(encoding.eot_token).tobytes()
+    """Yield (split, text as UTF-8, token ids) for each piece, in order."""
 
     def encode(split, text, is_last):
-        ids = encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype).tobytes()
-        return split, text.encode("utf-8"), (ids + end_of_text if is_last else ids)
+        ids = encoding.encode_to_numpy(text, disallowed_special=())
+        if is_last:
+            ids = np.append(ids, encoding.eot_token)
+        return split, text.encode("utf-8"), ids.astype(encoding.dtype)
 
     encoding.encode("\na")  # tiktoken is slow while its first thread is busy; this one will wait
     n_threads = workers or os.cpu_count()
-    pieces = iter(pieces)
     with ThreadPoolExecutor(n_threads) as threads:  # few pieces are read ahead, to save memory
         while ahead := list(itertools.islice(pieces, 64 * n_threads)):
             batches = [ahead[i:i + 16] for i in range(0, len(ahead), 16)]  # 1 is too short a task
             for encoded in threads.map(lambda batch: [encode(*piece) for piece in batch], batches):
                 yield from encoded
-
-
-def token_dtype(encoding):
-    return np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")
 
 
 @contextmanager
@@ -492,15 +488,12 @@ def sealed(meta):  # -> meta with a sha256 of itself
     return meta | {"sha256": hashlib.sha256(json.dumps(meta).encode()).hexdigest()}
 
 
-def publish(description, encoding, n_bytes, digest):
+def publish(description, encoding, splits, digest):
     """Write meta.json for the .bin.new files in out_dir, give them their names, and report."""
-    dtype = token_dtype(encoding)
-    splits = {}
-    for split in SPLITS:
-        new = f"{out_dir}/{split}.bin.new"
-        n_tokens = os.path.getsize(new) // dtype.itemsize
-        splits[split] = dict(tokens=n_tokens, bytes=n_bytes[split], fingerprint=fingerprint(new))
-    source = dict(name=input, bytes=sum(n_bytes.values()), sha256=digest)
+    for split, about in splits.items():
+        about["fingerprint"] = fingerprint(f"{out_dir}/{split}.bin.new")
+    source = dict(name=input, bytes=sum(about["bytes"] for about in splits.values()), sha256=digest)
+    dtype = encoding.dtype
     meta = dict(vocab_size=encoding.n_vocab, dtype=dtype.name, splits=splits,
                 tokenizer=description, source=source)
     with atomic_write(f"{out_dir}/meta.json", "w") as file:  # from now on, the new data counts
@@ -537,6 +530,7 @@ def finish_publishing(folder):
 
 class Encoding(tiktoken.Encoding):
     eot_token = None  # the id of the token that ends a text (tiktoken's is always <|endoftext|>)
+    dtype = property(lambda self: np.dtype("<u2" if self.n_vocab <= 65536 else "<u4"))  # of .bin
 
 
 def find_tokenizer(name):
