@@ -577,25 +577,23 @@ def read_tokenizer(folder, vocab_size):
     pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
     merged = [ids.get(left + right, -1) for left, right in pairs]
     made = {chr(byte).translate(VISIBLE) for byte in range(256)} | {"".join(p) for p in pairs}
-    for token in (ids.keys() - made - special.keys() if whole_words else ()):
-        raise ValueError(f"its tokenizer has a token {token!r} that no merge leads to")
+    unreached = ids.keys() - made - special.keys() if whole_words else set()
     for token in made & special.keys():
         raise ValueError(f"its tokenizer has {token!r} as an ordinary and as a special token")
-    special = {token: i for token, i in ids.items() if token not in made} | special
-    if len(ids | special) > len({*(ids | special).values()}):
+    ids |= special
+    special = {token: i for token, i in ids.items() if token not in made}
+    if len(ids) > len(set(ids.values())):
         raise ValueError("two tokens of its tokenizer have the same id")
     if -1 in merged or merged != sorted(merged):
         raise ValueError("the ids of its tokenizer are not in the order of its merges")
-    for token in never_made(pairs):  # tiktoken would find it nevertheless
+    for token in unreached | never_made(pairs):  # tiktoken would find it nevertheless
         raise ValueError(f"its tokenizer has a token {token!r} that no merge leads to")
     if not made <= ids.keys() or not special:
         raise ValueError("its tokenizer lacks some of the 256 bytes, or a token that ends a text")
-    highest = max(*ids.values(), *special.values())
-    if highest >= vocab_size:
-        raise ValueError(f"its tokenizer has ids up to {highest}, beyond {vocab_size=}")
-    tokens = [None] * (1 + max(ids[token] for token in made))
-    for token in made:
-        tokens[ids[token]] = token.translate(HIDDEN)
+    if max(ids.values()) >= vocab_size:
+        raise ValueError(f"its tokenizer has ids up to {max(ids.values())}, beyond {vocab_size=}")
+    token_of = {ids[token]: token.translate(HIDDEN) for token in made}
+    tokens = [token_of.get(i) for i in range(1 + max(token_of))]
     if special == {END_OF_TEXT: len(tokens)}:
         return {"name": "bpe", "tokens": tokens}
     # config.json says which token ends a text.
