@@ -562,7 +562,7 @@ def read_tokenizer(folder, vocab_size):
     special, whole_words = {}, False
     if (folder / "tokenizer.json").exists():
         found = json.loads((folder / "tokenizer.json").read_bytes())
-        check_tokenizer(found, folder)
+        check_tokenizer(found)
         ids, merges = found["model"]["vocab"], found["model"]["merges"]
         special = {added["content"]: added["id"] for added in found.get("added_tokens") or ()}
         whole_words = found["model"].get("ignore_merges")
@@ -622,25 +622,22 @@ def never_made(pairs):
     return {left + right for left, right in pairs} - made.keys()
 
 
-def check_tokenizer(found, folder):
+def check_tokenizer(found):
     """Raise ValueError if a tokenizer.json does anything that GPT-2's doesn't."""
-    before, after = found.get("pre_tokenizer") or {}, found.get("post_processor") or {}
-    model = found["model"]
-    if after.get("type") == "TemplateProcessing" and len(after["single"]) == 1:
-        after = {}  # it adds no token
-    for name, value, expected in (
-            ("model type", model["type"], "BPE"),
-            ("dropout", model.get("dropout"), None),
-            ("continuing_subword_prefix", model.get("continuing_subword_prefix") or None, None),
-            ("end_of_word_suffix", model.get("end_of_word_suffix") or None, None),
-            ("normalizer", found.get("normalizer"), None),
-            ("pre_tokenizer", before.get("type"), "ByteLevel"),
-            ("add_prefix_space", before.get("add_prefix_space"), False),
-            ("use_regex", before.get("use_regex", True), True),
-            ("post_processor", after.get("type", "ByteLevel"), "ByteLevel")):
-        if value != expected:
-            raise ValueError(f"its tokenizer.json is not like GPT-2's: {name} is {value!r:.80}, "
-                             f"expected {expected!r}")
+    gpt2 = {  # what each part may say; None: it need not say anything
+        "model": {"type": ["BPE"], "dropout": [None], "continuing_subword_prefix": [None, ""],
+                  "end_of_word_suffix": [None, ""]},
+        "normalizer": {"type": [None]},
+        "pre_tokenizer": {"type": ["ByteLevel"], "add_prefix_space": [False],
+                          "use_regex": [True, None]},
+        "post_processor": {"type": ["ByteLevel", "TemplateProcessing", None],  # adding no token
+                           "single": [None, [{"Sequence": {"id": "A", "type_id": 0}}]]}}
+    for part, keys in gpt2.items():
+        for key, allowed in keys.items():
+            value = (found.get(part) or {}).get(key)
+            if value not in allowed:
+                raise ValueError(f"its tokenizer.json is not like GPT-2's: {part} {key} is "
+                                 f"{value!r:.80}, expected {allowed[0]!r}")
     for added in found.get("added_tokens") or ():
         if not added["special"] or added["lstrip"] or added["rstrip"] or added["single_word"]:
             raise ValueError(f"its added token {added['content']!r} is not special, or takes the "
