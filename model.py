@@ -1,6 +1,6 @@
 """The whole GPT-2: embeddings, attention, MLP, loss, generation, and the files with its weights.
 
-This is GPT-2 (Radford et al. 2019; only without dropout of attention weights), so that every tool
+This is GPT-2 (Radford et al. 2019), except that attention weights have no dropout. So every tool
 for GPT-2 opens what is trained here:
 - learned positions, added to the token embeddings
 - LayerNorm before attention and before the MLP, and one at the end
@@ -68,21 +68,22 @@ class CausalSelfAttention(nn.Module):
         head_dim = C // self.n_head
         # Each position has a query (what it looks for), a key (what it contains) and a value (what
         # it passes on), in every head.
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, head_dim)  # (B, T, 3C), split into heads
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, n_head, T, head_dim)
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, head_dim)  # (B, T, 3C) before the view
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (3, B, n_head, T, head_dim), unpacked into three
         is_causal, mask = True, None
         if cache is not None:  # generating (class Cache, below): also attend to earlier tokens
             k, v, is_causal, mask = cache.update(self.layer, k, v)
         # attention() is F.scaled_dot_product_attention, equivalent to
-        #     scores = (q @ k.mT / sqrt(head_dim)).masked_fill(later positions, -inf)
-        #     y = softmax(scores) @ v
+        #     later = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
+        #     scores = (q @ k.mT / math.sqrt(head_dim)).masked_fill(later, -math.inf)
+        #     y = F.softmax(scores, dim=-1) @ v
         y = attention(q, k, v, is_causal, mask)  # (B, n_head, T, head_dim)
         y = y.transpose(1, 2).reshape(B, T, C)  # concatenate the heads
         return self.dropout(self.c_proj(y))
 
 
 class MLP(nn.Module):
-    """Every position processes what it has gathered, by itself."""
+    """Each position, on its own, processes what it has gathered."""
 
     def __init__(self, config):
         super().__init__()
@@ -96,7 +97,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then the MLP. Both read the residual stream and add to it."""
+    """One layer. x is the residual stream, which runs through all blocks; both parts add to it."""
 
     def __init__(self, config, layer):
         super().__init__()
@@ -129,8 +130,8 @@ class GPT(nn.Module):
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif name.endswith("c_proj.weight"):
-                # 2 n_layer projections add to the residual stream: this keeps its variance from
-                # growing with depth (GPT-2 paper, section 2.3).
+                # 2 * n_layer projections add to the residual stream. Smaller weights keep its
+                # variance from growing with depth (GPT-2 paper, section 2.3).
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
@@ -141,9 +142,9 @@ class GPT(nn.Module):
         targets   return_logits   returns
         None                      (logits (B, 1, vocab_size) of the last position, None)
         (B, T)    True            (logits (B, T, vocab_size), mean loss)
-        (B, T)    False           (None, mean loss), without ever holding all logits in memory
+        (B, T)    False           (None, mean loss), on a CPU without holding all logits in memory
 
-        Targets of -1 are ignored. T and the tokens in the cache are at most block_size together.
+        Targets of -1 are ignored. T plus the cache's length is at most block_size.
         """
         T = idx.size(1)
         start = 0 if cache is None else cache.length
@@ -180,15 +181,15 @@ class GPT(nn.Module):
         """
         if temperature < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_p=}: expected temperature >= 0, 0 < top_p <= 1")
-        cache = new_cache(self, len(idx), max_new_tokens, compile)
-        random_numbers = uniform_rows(len(idx), generator)
+        cache = new_cache(self, len(idx), max_new_tokens, compile)  # a Cache, or a faster variant
+        random_numbers = uniform_rows(len(idx), generator)  # (B, 1) each, one stream a row
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
         for _ in range(max_new_tokens):
             # Read what is new in the text, and draw the token that follows.
             logits = cache.next_logits(idx)
             u = next(random_numbers).to(idx.device)
             new = choose_token(logits, u, temperature, top_k, top_p)
-            # A row that has ended stays so.
+            # A row that has ended repeats eos_token.
             if eos_token is not None:
                 new = new.masked_fill(done, eos_token)
                 done = done | (new == eos_token)
@@ -199,7 +200,7 @@ class GPT(nn.Module):
             idx = torch.cat((idx, new), dim=1)
 
     def generate(self, idx, max_new_tokens, **options):
-        """Return idx with its continuation: (B, T) -> (B, T + max_new_tokens); see stream."""
+        """Return idx with its continuation: (B, T) -> (B, up to T + max_new_tokens); see stream."""
         new = [ids for ids, _ in self.stream(idx, max_new_tokens, **options)]
         return torch.cat([idx, *new], dim=1)
 
@@ -207,7 +208,8 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self):
-        """Floating-point operations to train on one token (PaLM, Chowdhery et al. 2022, app. B)."""
+        """Operations to train on one token: 2 a weight forward, 4 backward, and attention's
+        products (PaLM, Chowdhery et al. 2022, app. B). Positions are only added."""
         n_weights = self.num_params() - self.transformer.wpe.weight.numel()
         attention_flops = 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
         return 6 * n_weights + attention_flops
@@ -231,7 +233,7 @@ class GPT(nn.Module):
     def from_pretrained(cls, name, dropout=0.0):
         """Return the GPT-2 of that name: "gpt2", "owner/name" or "owner/name@revision" at Hugging
         Face, a folder with a model or a run, or a snapshot. It is in eval mode; nothing in the
-        files is executed. Raises ValueError with one line."""
+        files is executed. Errors are a ValueError with a message of one line."""
         return load_pretrained(name, dropout).eval()
 
     @staticmethod
@@ -245,7 +247,7 @@ class GPT(nn.Module):
 
 
 class Cache:
-    """The keys and values of the tokens read so far. Later tokens cannot change them, so that a new
+    """The keys and values of the tokens read so far. Later tokens cannot change them, so a new
     token costs the work of one position instead of the whole text's."""
 
     def __init__(self, model, batch_size):
@@ -267,27 +269,27 @@ class Cache:
         self.past[layer, 0, :, :, self.length:end] = k
         self.past[layer, 1, :, :, self.length:end] = v
         k, v = self.past[layer, :, :, :, :end]
-        if self.length == 0:  # nothing comes before: plain causal attention
+        if self.length == 0:  # nothing comes before (is_causal counts from the first key)
             return k, v, True, None
         if T == 1:  # a single new token may look at everything
             return k, v, False, None
-        position = torch.arange(end, device=k.device)
-        return k, v, False, position[-T:, None] >= position
+        position = torch.arange(end, device=k.device)  # query i sees key j if position i >= j
+        return k, v, False, position[-T:, None] >= position  # (T, end)
 
-    def next_logits(self, text):
-        """Return the logits (B, vocab_size) of what follows text (B, T), reading what is new in it.
-        Positions can't slide: when the block is full, the cache is emptied and the newest half of
-        a block is read as if it were the beginning of the text."""
+    def next_logits(self, idx):
+        """Return the logits (B, vocab_size) of what follows idx (B, T), reading only unread tokens.
+        The cache holds absolute positions, so it can't slide: when it is full, it is emptied and
+        the newest half of a block is read as if it were the beginning of the text."""
         block_size = self.model.config.block_size
-        unread = text[:, self.n_read:][:, -block_size:]
+        unread = idx[:, self.n_read:][:, -block_size:]
         if self.length + unread.size(1) > block_size:
             self.length = 0
-            unread = text[:, -max(1, block_size // 2):]
-        self.n_read = text.size(1)
+            unread = idx[:, -max(1, block_size // 2):]
+        self.n_read = idx.size(1)
         return self.read(unread)[:, :self.n_ids]
 
     def read(self, ids):
-        return self.model(ids, cache=self)[0][:, -1]
+        return self.model(ids, cache=self)[0][:, -1]  # calls update in each layer, adds to length
 
 
 def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
@@ -303,9 +305,10 @@ def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
     logits, ids = (logits.float() / temperature).topk(k)  # (B, k), the likeliest first
     probs = F.softmax(logits, dim=-1)
     if top_p is not None and top_p < 1:  # drop a token once the likelier ones reach top_p
-        likelier = probs.cumsum(dim=-1) - probs
-        probs = probs.masked_fill(likelier >= top_p, 0.0)
-    # Token i is drawn if 1 - u falls into interval i; 1 - u > 0, so never one of probability 0.
+        before = probs.cumsum(dim=-1) - probs
+        probs = probs.masked_fill(before >= top_p, 0.0)
+    # Like torch.multinomial, but with u given: the first token whose cumulative probability
+    # reaches (1 - u) times the total. As 1 - u > 0, it is never one of probability 0.
     cumulative = probs.cumsum(dim=-1)
     index = torch.searchsorted(cumulative, (1 - u) * cumulative[:, -1:])
     return ids.gather(1, index)

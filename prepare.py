@@ -32,24 +32,24 @@ import config
 from config.sources import SOURCES
 
 # text
-input = "input.txt"  # files, folders, globs, URLs, names of config/sources.py, with commas; - stdin
+input = "input.txt"  # files, folders, globs, URLs, names in config/sources.py; a,b: both; -: stdin
 text_key = "text"  # the key of the text in each line of a .jsonl file
 encoding_errors = "strict"  # invalid UTF-8: 'strict' raises an error, 'replace' inserts U+FFFD
 split_on_eot = False  # whether <|endoftext|> in a text ends a document; else it is ordinary text
 val_fraction = 0.1  # fraction of the text held out for validation during training
 test_fraction = 0.1  # fraction held out for one final test
 # tokenizer
-tokenizer = "bpe"  # 'bpe': trained here; 'gpt2': OpenAI's; a folder: that of its model, run or data
+tokenizer = "bpe"  # 'bpe': trained here; 'gpt2': OpenAI's; or a folder of a model, run or data
 vocab_size = 2048  # tokens of the trained BPE, <|endoftext|> included; 257 is plain bytes
-bpe_sample_mb = 10.0  # millions of characters of the training split to train the BPE on
+bpe_sample_mb = 10.0  # at most this many million characters of the training split train the BPE
 # system
 workers = 0  # threads that encode; 0: one per core
 out_dir = "data"  # folder for train.bin, val.bin, test.bin and meta.json
 
 SPLITS = ("train", "val", "test")
 END_OF_TEXT = "<|endoftext|>"
-# GPT-2 cuts text into words first, and no token crosses a cut: contractions; letters, digits or
-# other signs, with at most one space before them; white space. (`++` is `+` without backtracking.)
+# GPT-2 cuts text into words first, and no token crosses a cut: "They've 12  cats!" is cut into
+# They|'ve| 12| | cats|!. A word may begin with one space. (`++` is `+` without backtracking.)
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
@@ -57,8 +57,8 @@ def train_bpe(word_counts, vocab_size):
     """Learn a byte-pair encoding (Sennrich et al. 2016) from {word: count}.
     Words begin as bytes, the tokens 0 to 255. Then, again and again, the most frequent pair of
     neighbors becomes a new token (of equally frequent ones, the pair with smaller ids).
-    A token is written in two ways. Token 256 made of "a" and "b": tokens[256] is "ab" (latin-1, a
-    character per byte), but in words it is the one character chr(256), so a merge is str.replace.
+    A token has two forms. If token 256 joins "a" and "b", tokens[256] is its text, "ab" (latin-1, a
+    character per byte); inside words it is the single chr(256), so that a merge is str.replace.
     """
     tokens = [chr(byte) for byte in range(256)]
     ids = {token: i for i, token in enumerate(tokens)}
@@ -92,8 +92,8 @@ def train_bpe(word_counts, vocab_size):
 
 
 def load_tokenizer(description):
-    """Return the Encoding of {"name", "tokens"}; <|endoftext|> follows the tokens, unless the
-    tokenizer is another model's and has "special": {text: id} and "eot_token"."""
+    """Return the Encoding of {"name", "tokens"} (of a model, also "special", "eot_token"). It
+    encodes a word by joining, again and again, the neighbors that form the token learned first."""
     tokens = description["tokens"]
     ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
@@ -104,7 +104,7 @@ def load_tokenizer(description):
 
 
 def split_by_position(pieces, n_characters):
-    """Yield (split, text, is_last) for one document; is_last is False: nothing marks the cuts."""
+    """Yield (split, text, is_last) for one document; is_last is False: no <|endoftext|> at cuts."""
     fractions = (1 - val_fraction - test_fraction, 1 - test_fraction, 1)  # where the splits end
     position = 0  # of the text in the document
     for text, _ in pieces:
@@ -137,32 +137,32 @@ def write_splits(pieces, encoding):
     """Write token ids to out_dir/X.bin.new; return ({split: its size}, sha256 of the text)."""
     splits = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}
     digest = hashlib.sha256()
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # closes all three files
         files = {split: stack.enter_context(atomic_write(f"{out_dir}/{split}.bin.new"))
                  for split in SPLITS}
-        for split, text, ids in encode_in_threads(pieces, encoding):  # text in UTF-8
+        for split, utf8, ids in encode_in_threads(pieces, encoding):
             files[split].write(ids)
             splits[split]["tokens"] += len(ids)
-            splits[split]["bytes"] += len(text)
-            digest.update(text)
+            splits[split]["bytes"] += len(utf8)
+            digest.update(utf8)
         if splits["train"]["bytes"] == 0:
             raise ValueError(f"no document of {input} is in the training split: add documents")
     return splits, digest.hexdigest()
 
 
 def main(arguments=None):
-    configure(arguments)
+    configure(arguments)  # input and the other settings above now have their final values
     paths = list(find_files(input))
     # First pass: a single document is split by position, several are assigned by hash.
-    n_documents, n_characters = count(documents(paths))
+    n_documents, n_characters = count(document_pieces(paths))
     lock = lock_folder(out_dir)  # noqa: F841 (held until main returns)
-    finish_publishing(out_dir)  # where an earlier prepare.py was interrupted
+    finish_publishing(out_dir)  # in case an earlier run was interrupted
 
-    # A piece is up to 131,072 characters of a document, cut where no token crosses.
+    # A piece is a document, or about 131,072 characters of it, cut where no token crosses.
     def pieces():  # -> (split, text, is_last) for every piece of every document
         if n_documents == 1:
-            return split_by_position(documents(paths), n_characters)
-        return split_by_hash(documents(paths))
+            return split_by_position(document_pieces(paths), n_characters)
+        return split_by_hash(document_pieces(paths))
 
     # Second pass: the tokenizer is learned from the training split alone.
     if tokenizer != "bpe":
@@ -398,7 +398,7 @@ def find_files(sources):
         yield from found
 
 
-def documents(paths):
+def document_pieces(paths):
     """Yield (text, is_last) for all pieces of all documents; a document ends with is_last."""
     for path in paths:
         with named_errors(path), open(path, "rb") as file:
@@ -456,7 +456,8 @@ def text_pieces(stream):
     while len(block := stream.read(1 << 17)) == 1 << 17:
         rest += block
         new = max(0, len(rest) - len(block) - 1)
-        cut = regex.match(r"(?s).*(\S(?=[ \n])|[\p{L}\p{N}](?=[^\p{L}\p{N}<|>]))", rest, pos=new)
+        ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"
+        cut = regex.match(f"(?s).*({ends})", rest, pos=new)
         if cut:
             yield rest[:cut.end()], False
             rest = rest[cut.end():]

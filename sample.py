@@ -1,4 +1,4 @@
-"""Generate text with a model that train.py made, or with GPT-2. Standard output is the text alone.
+"""Generate text with a model that train.py made, or with GPT-2. Notes go to standard error.
 
     python sample.py --start="O gentle night"
     python sample.py --start="To be" --max_new_tokens=20 --probs=5  # the likeliest tokens of a step
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import config
 from model import GPT, beam_search, for_inference, get_device, get_snapshot, measure
-from prepare import documents, load_tokenizer
+from prepare import document_pieces, load_tokenizer
 
 # model
 out_dir = "out"  # folder of the run to sample from
@@ -24,13 +24,13 @@ init_from = "auto"  # 'auto', 'resume': a snapshot of out_dir; or 'gpt2', anothe
 export = ""  # write the model into this new folder in Hugging Face's format, and stop
 # text
 start = "\n"  # the prompt; FILE:path reads a file, - standard input, '' begins a new document
-num_samples = 1  # continuations, generated side by side
+num_samples = 1  # continuations, generated side by side (one with beams or probs)
 max_new_tokens = 200  # length of each
 temperature = 0.8  # below 1 sharpens the distribution, above 1 flattens it, 0: the likeliest token
 top_k = 200  # draw only among the k likeliest tokens; 0: all
 top_p = 1.0  # draw only among the likeliest tokens with this total probability
 seed = 1337  # the same seed gives the same text
-# instead of drawing
+# other ways to use the model
 beams = 0  # number of beams of a beam search; 0: draw
 length_penalty = 1.0  # a beam's log-probability is divided by its length to this power
 interactive = False  # ask for prompts; /temperature 0.5 changes a setting in between
@@ -40,7 +40,7 @@ stride = 32  # tokens by which --score's window of block_size advances
 # system
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto': the fastest available
 dtype = "auto"  # 'float32', 'bfloat16', 'float16'; on a CPU also 'int8', the fastest
-compile = False  # on CUDA: record the work of one token as a CUDA graph and replay it
+compile = False  # on CUDA: replay a token's work as a CUDA graph (this is not torch.compile)
 
 
 def generate(model, encoding, prompt, generator):
@@ -88,11 +88,12 @@ def generate_with_beams(model, encoding, prompt):
 
 
 def main(arguments=None):
-    change_settings(arguments)
+    change_settings(arguments)  # start and the other settings above now have their final values
     place, matrix_dtype = get_device(device, "float32" if dtype == "int8" else dtype)
+    # The text: with --score that file, else the prompt.
     text = sys.stdin.read() if start == "-" and not score else start
     if score or start.startswith("FILE:"):
-        pieces = documents([score or start.removeprefix("FILE:")])
+        pieces = document_pieces([score or start.removeprefix("FILE:")])
         text = "".join(piece + ("\n" if is_last else "") for piece, is_last in pieces)
         text = text.removesuffix("\n")
     if init_from in ("auto", "resume"):

@@ -1,7 +1,7 @@
 """Train a GPT-2 on the tokens that prepare.py wrote.
 
     python train.py config/shakespeare.py           # interrupted? the same command resumes the run
-    python train.py config/shakespeare.py --n_layer=6 --max_iters=1000
+    python train.py config/shakespeare.py --n_layer=6 --out_dir=out_6_layers
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py            # on eight GPUs
 """
 
@@ -76,7 +76,7 @@ grad_clip = 1.0  # maximum norm of the gradient; 0: no clipping
 warmup_iters = 10  # iterations of linear warmup
 lr_schedule = "linear"  # then: 'linear' or 'cosine' decay to min_lr, 'step', or 'constant'
 min_lr = 0.0  # AdamW's final learning rate; Muon's decays in proportion
-lr_decay_iters = 0  # the iteration at which min_lr is reached; 0: the last
+lr_decay_iters = 0  # the iteration at which min_lr is reached; 0: the end of the run
 lr_gamma = 0.5  # 'step' multiplies by this ...
 lr_step_iters = 1000  # ... after each lr_step_iters iterations
 # system
@@ -94,11 +94,11 @@ def hashed(*numbers):
 
 
 def shuffled(k, n, *key):
-    """Return where a random permutation of range(n) puts k, without storing the permutation.
+    """Return where a random permutation of range(n) puts k, without storing all n numbers.
 
-    Each round replaces (left, right) by (right, left XOR a hash of right), which can be undone: so
-    no two k collide (a Feistel network, Luby & Rackoff 1988). It permutes the numbers below half *
-    half; a result of n or more is permuted again until it is below n.
+    A Feistel network (Luby & Rackoff 1988). k is written as two digits, (left, right) in base half.
+    A round can be undone, as right is still there: so no two k collide. The result is below
+    half * half; if it is not below n, it is permuted again.
     """
     n_bits = (n - 1).bit_length()
     half = 2 ** ((n_bits + 1) // 2)
@@ -110,7 +110,7 @@ def shuffled(k, n, *key):
 
 
 def get_batch(tokens, first):
-    """Return the run's sequences from number first on: ids (batch_size, block_size + 1).
+    """Return batch_size sequences, numbered from first on: ids (batch_size, block_size + 1).
 
     The tokens are a circle. Each epoch cuts it into blocks from a random offset and visits them in
     random order. A sequence is a function of the seed and its number: resuming needs no state.
@@ -131,26 +131,27 @@ def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
     A step maps a singular value s to 3.4445 s - 4.7750 s^3 + 2.0315 s^5, which lifts small ones.
     """
     if x.size(1) > x.size(2):
-        return orthogonalized(x.mT).mT  # the products are smaller this way
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        return orthogonalized(x.mT).mT  # transposed, since the products are smaller that way
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # now no singular value is above 1
     for _ in range(5):  # x = 3.4445 x + (-4.7750 gram + 2.0315 gram @ gram) @ x
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)  # beta * x + polynomial @ x
     return x
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized (Jordan et al. 2024, "Muon: An optimizer for hidden layers ...").
 
-    The gradient of a weight matrix is dominated by a few directions. Making all singular values
-    equal lets the rare ones contribute as much. (full_tensor and shard_like matter to FSDP only.)
+    The gradient of a weight matrix is dominated by a few directions (large singular values). Making
+    all singular values equal lets the weak directions count as much. (full_tensor and shard_like
+    matter to FSDP only.)
     """
 
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            # 1. Nesterov momentum.
+            # 1. Nesterov momentum. (a.lerp(b, w) is (1 - w) * a + w * b.)
             updates = []
             for p in group["params"]:
                 if p not in self.state:
@@ -187,7 +188,7 @@ def make_optimizers(model):
 
 
 def lr_factor(step, n_iters):
-    """Return the factor of the peak learning rates in iteration step of n_iters."""
+    """Return what the peak learning rates are multiplied by in iteration step of n_iters."""
     if step < warmup_iters:
         return (step + 1) / (warmup_iters + 1)
     if lr_schedule == "constant":
@@ -216,12 +217,12 @@ class Run:
     scaler: torch.amp.GradScaler = None  # of float16's gradients
     step: int = 0  # iterations done
     sequences: int = 0  # sequences read, of block_size tokens each
-    loss: float = math.nan  # the last one read
+    loss: float = math.nan  # training loss when it was last copied from the device
     best_val_loss: float = math.inf
     best_measure: list = None  # what best_val_loss was measured on
     n_iters: int = 0  # iterations to do
     started: float = field(default_factory=time.time)
-    n_skipped: int = 0  # iterations without an update, since float16 overflowed
+    n_skipped: int = 0  # iterations with inf or nan: float16 skips their updates, else the run ends
     resumed_from: Path = None
     log: list = field(default_factory=list)  # the rows of log.csv
     signals: list = field(default_factory=list)  # Ctrl-C or SIGTERM, as received by this process
@@ -247,19 +248,20 @@ def train_step(run):
     torch.manual_seed(hashed(seed, run.step, rank) >> 1)  # for dropout
     run.model.train()
     total_loss = 0.0
-    # Of the forward passes of an iteration, every n_processes-th is this process's.
+    # Each process takes every n_processes-th forward pass of the iteration.
     for i in range(rank, gradient_accumulation_steps, n_processes):
         # DDP averages the gradients of all processes once, in the last backward pass.
         is_last = i + n_processes >= gradient_accumulation_steps
         run.forward.require_backward_grad_sync = is_last
-        # Forward and backward. DDP divides by n_processes: the sum is a mean over all sequences.
+        # Forward and backward. DDP takes the mean over processes, and wanted is the mean over all
+        # forward passes: hence the factor.
         ids = get_batch(run.data["train"], run.sequences + i * batch_size)
         inputs, targets = ids[:, :-1], ids[:, 1:]  # the target of a position is the next token
         loss = loss_of(run, inputs, targets) * (n_processes / gradient_accumulation_steps)
         run.scaler.scale(loss).backward()
         total_loss += loss.detach()
     run.model.eval()  # no dropout outside of this loop
-    # Clip the gradient.
+    # Clip the gradient (with a norm of inf it is only measured).
     for opt in run.optimizers:
         run.scaler.unscale_(opt)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), grad_clip or math.inf)
@@ -269,7 +271,7 @@ def train_step(run):
     for opt, peak in zip(run.optimizers, (learning_rate, muon_learning_rate)):
         for group in opt.param_groups:
             group["lr"] = peak * lr_factor(run.step, run.n_iters)
-        if not run.scaler.is_enabled() or is_finite:
+        if is_finite or not run.scaler.is_enabled():  # both optimizers step, or neither
             with run.machine.autocast():  # for Muon's matrix products
                 run.scaler.step(opt)
     run.scaler.update()
@@ -296,7 +298,7 @@ def main(arguments=None):
     while not is_finished(run):
         # One iteration: forward, backward, update.
         loss = train_step(run)
-        # Read the loss where it is needed (that waits for the GPU), check it, look for signals.
+        # Look for signals; when the loss is needed, read it (that waits for the GPU) and check it.
         check_iteration(run, loss)
         show_progress(run)
         # Log, and evaluate, unless a signal arrives.

@@ -17,27 +17,27 @@ from pathlib import Path
 
 def override(script, arguments, current=None, at_least_one=()):
     """Return {name: value}: the script's defaults (or current settings) with the arguments applied.
-    Numbers have to be at least 0, those named at least 1. Wrong usage ends the script."""
+    Numbers have to be at least 0, those in at_least_one at least 1. Wrong usage ends the script."""
     described = read_settings(script)
     if "--help" in arguments or "-h" in arguments:
         print(f"usage: python {Path(script).name} [config.py] [--setting=value] ...\n")
         for name, (default, comment) in described.items():
             print(f"  --{name}={default!r}".ljust(40) + " " + comment)
         raise SystemExit(0)
-    fixed = {}
+    given = {}
     for argument in arguments:
         if argument.startswith("--"):
             name, equals, text = argument[2:].partition("=")
             value = text if equals else True
             with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                 value = ast.literal_eval(text)  # (there is none in "")
-            fixed[name] = checked(described, name, value, text if equals else value)
+            given[name] = checked(described, name, value, text if equals else value)
         elif not argument.endswith(".py"):
             usage(f"{argument!r} is neither --setting=value nor a config file ending in .py")
-    settings = (current or {name: default for name, (default, _) in described.items()}) | fixed
+    settings = (current or {name: default for name, (default, _) in described.items()}) | given
     for argument in arguments:
         if not argument.startswith("--"):
-            settings = run_config_file(argument, settings, described, fixed)
+            settings = run_config_file(argument, settings, described, given)
     for name, value in settings.items():
         least = 1 if name in at_least_one else 0
         end = 2**63 if type(value) is int else float("inf")
@@ -53,12 +53,12 @@ def read_settings(script):
     return {name: (ast.literal_eval(default), comment) for name, default, comment in found}
 
 
-def run_config_file(path, settings, described, fixed):
+def run_config_file(path, settings, described, given):
     """Run a config file with the settings as its globals; return the settings it leaves."""
 
-    class Scope(dict):  # in which assignments to the fixed names have no effect
+    class Scope(dict):  # in which assignments to the given names have no effect
         def __setitem__(self, name, value):
-            if name not in fixed:
+            if name not in given:
                 super().__setitem__(name, value)
 
     scope = Scope(settings, __file__=path)
@@ -73,7 +73,7 @@ def run_config_file(path, settings, described, fixed):
         helper = name not in assigned or name.startswith("_") or callable(value)
         if name in described or not helper:
             settings[name] = checked(described, name, value, value)
-    return settings | fixed  # (a function in it may have assigned to a fixed name)
+    return settings | given  # (a function in it may have assigned to a given name)
 
 
 def checked(described, name, value, text):

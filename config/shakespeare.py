@@ -1,4 +1,4 @@
-"""The quick start: verse from a text of 0.3 to 1 MB in a minute or two on two CPU cores.
+"""The quick start: verse from 0.3 MB of text in two to three minutes on two CPU cores.
 
     python prepare.py
     python train.py config/shakespeare.py

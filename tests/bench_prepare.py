@@ -68,7 +68,7 @@ def learning(lines, folder):
             file.writelines("".join(dice.choices(letters, range(26, 0, -1), k=dice.randint(4, 9)))
                             + " " for _ in range(megabytes * 5000))
         start = time.perf_counter()
-        words = words_of(text for text, _ in prepare.documents([str(path)]))
+        words = words_of(text for text, _ in prepare.document_pieces([str(path)]))
         counted = time.perf_counter()
         prepare.train_bpe(words, vocab_size)
         end = time.perf_counter()
@@ -79,7 +79,7 @@ def learning(lines, folder):
 def stages(lines, megabytes, folder):
     path, documents = folder / "text.txt", folder / "documents.jsonl"
     size = corpus(lines, megabytes, path)
-    texts = [text for text, _ in prepare.documents([str(path)])]
+    texts = [text for text, _ in prepare.document_pieces([str(path)])]
     with open(documents, "w") as file:  # of about 2,000 characters each
         for text in texts:
             file.writelines(json.dumps({"text": text[i:i + 2000]}) + "\n"
@@ -95,7 +95,7 @@ def stages(lines, megabytes, folder):
             collections.deque(pool.map(ids, texts), maxlen=0)
 
     def read(path):
-        collections.deque(prepare.documents([str(path)]), maxlen=0)
+        collections.deque(prepare.document_pieces([str(path)]), maxlen=0)
 
     def whole(path, *arguments):
         with redirect_stdout(open(os.devnull, "w")):

@@ -269,7 +269,7 @@ def test_documents_of_which_none_is_for_training_are_refused():
 def test_a_text_without_white_space_takes_time_in_proportion():
     Path("x.txt").write_text("x" * 6_000_000)
     start = time.process_time()
-    pieces = list(prepare.documents(["x.txt"]))
+    pieces = list(prepare.document_pieces(["x.txt"]))
     assert len(pieces) == 1 and time.process_time() - start < 5  # 10 s if it were quadratic
 
 
@@ -283,7 +283,7 @@ def test_a_line_of_3_mb_without_blanks_is_cut_where_no_token_crosses(name):
     text = "".join(LONG_LINES[name] % i for i in range(60_000))
     text = (text * (3_000_000 // len(text) + 1))[:3_000_000]
     Path("x.txt").write_text(text)
-    pieces = [piece for piece, _ in prepare.documents(["x.txt"])]
+    pieces = [piece for piece, _ in prepare.document_pieces(["x.txt"])]
     assert "".join(pieces) == text and max(map(len, pieces)) < 300_000
     words = regex.findall(prepare.PATTERN, text)
     assert [word for piece in pieces for word in regex.findall(prepare.PATTERN, piece)] == words
@@ -295,7 +295,7 @@ def test_a_long_line_without_blanks_takes_time_and_memory_in_proportion():
         Path("x.txt").write_text("".join(LONG_LINES["json"] % i for i in range(copies)))
         tracemalloc.start()
         start = time.process_time()
-        collections.deque(prepare.documents(["x.txt"]), maxlen=0)
+        collections.deque(prepare.document_pieces(["x.txt"]), maxlen=0)
         measured.append((time.process_time() - start, tracemalloc.get_traced_memory()[1]))
         tracemalloc.stop()
     (time_small, memory_small), (time_large, memory_large) = measured
@@ -515,7 +515,7 @@ def test_archives_with_random_damage_end_in_success_or_one_line(name):
              "x.tar.xz": tar(files, "w:xz")}[name]
     dice = random.Random(name)
     Path(name).write_bytes(whole)
-    right = list(prepare.documents([name]))
+    right = list(prepare.document_pieces([name]))
     for case in range(60):
         damaged = bytearray(whole)
         if case % 3 == 0:
@@ -526,7 +526,7 @@ def test_archives_with_random_damage_end_in_success_or_one_line(name):
                     1 << dice.randrange(8))
         Path(name).write_bytes(damaged)
         try:
-            found = list(prepare.documents([name]))
+            found = list(prepare.document_pieces([name]))
         except ValueError as error:
             assert str(error).startswith("x.") and len(str(error).splitlines()) == 1
         else:  # only a plain tar has no checksum of its contents
