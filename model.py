@@ -1,7 +1,7 @@
 """The whole GPT-2: embeddings, attention, MLP, loss, generation, and the files with its weights.
 
-This is GPT-2 (Radford et al. 2019), except that attention weights have no dropout. So every tool
-for GPT-2 opens what is trained here:
+This is GPT-2 (Radford et al. 2019), except that attention weights have no dropout in training.
+Every tool for GPT-2 opens what is trained here:
 - learned positions, added to the token embeddings
 - LayerNorm before attention and before the MLP, and one at the end
 - tanh GELU; biases in all linear layers
@@ -73,7 +73,7 @@ class CausalSelfAttention(nn.Module):
         is_causal, mask = True, None
         if cache is not None:  # generating (class Cache, below): also attend to earlier tokens
             k, v, is_causal, mask = cache.update(self.layer, k, v)
-        # attention() is F.scaled_dot_product_attention, equivalent to
+        # attention() is F.scaled_dot_product_attention; without a cache it is equivalent to
         #     later = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
         #     scores = (q @ k.mT / math.sqrt(head_dim)).masked_fill(later, -math.inf)
         #     y = F.softmax(scores, dim=-1) @ v
@@ -182,7 +182,7 @@ class GPT(nn.Module):
         if temperature < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_p=}: expected temperature >= 0, 0 < top_p <= 1")
         cache = new_cache(self, len(idx), max_new_tokens, compile)  # a Cache, or a faster variant
-        random_numbers = uniform_rows(len(idx), generator)  # (B, 1) each, one stream a row
+        random_numbers = uniform_rows(len(idx), generator)  # yields (B, 1)
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
         for _ in range(max_new_tokens):
             # Read what is new in the text, and draw the token that follows.
@@ -208,8 +208,8 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self):
-        """Operations to train on one token: 2 a weight forward, 4 backward, and attention's
-        products (PaLM, Chowdhery et al. 2022, app. B). Positions are only added."""
+        """Operations to train on one token: 2 per weight forward, 4 backward, plus attention's
+        products (PaLM, Chowdhery et al. 2022, app. B). wpe does none; wte does, as lm_head."""
         n_weights = self.num_params() - self.transformer.wpe.weight.numel()
         attention_flops = 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
         return 6 * n_weights + attention_flops
@@ -259,17 +259,17 @@ class Cache:
         self.past = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
         self.length = 0  # positions filled
         self.n_read = 0  # tokens of the text read: more than length once the cache was refilled
-        self.n_ids = n_token_ids(model.tokenizer)  # fewer than vocab_size where that is padded
+        self.n_ids = n_token_ids(model.tokenizer)  # vocab_size may be padded; None: keep all
 
     def update(self, layer, k, v):
-        """Store the keys and values of T new positions. Return what these attend to: all keys and
-        values so far, is_causal and mask (T, positions)."""
+        """Store the keys and values of T new positions. Return all keys and values so far, and
+        attention's is_causal and mask (T, positions)."""
         T = k.size(2)
         end = self.length + T
         self.past[layer, 0, :, :, self.length:end] = k
         self.past[layer, 1, :, :, self.length:end] = v
         k, v = self.past[layer, :, :, :, :end]
-        if self.length == 0:  # nothing comes before (is_causal counts from the first key)
+        if self.length == 0:  # a square mask (is_causal aligns the first query with the first key)
             return k, v, True, None
         if T == 1:  # a single new token may look at everything
             return k, v, False, None

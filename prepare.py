@@ -83,7 +83,7 @@ def train_bpe(word_counts, vocab_size):
         if token not in ids:  # "abc" may exist already: both ab+c and a+bc produce it
             ids[token] = len(tokens)
             tokens.append(token)
-        # Only the words that contain the pair change, and with them the counts of their pairs.
+        # Recount the words that contain the pair (or did). list(), since add_pairs changes the set.
         for index in list(words_with[left, right]):
             add_pairs(index, -1)
             words[index] = words[index].replace(left + right, chr(ids[token]))
@@ -92,8 +92,8 @@ def train_bpe(word_counts, vocab_size):
 
 
 def load_tokenizer(description):
-    """Return the Encoding of {"name", "tokens"} (of a model, also "special", "eot_token"). It
-    encodes a word by joining, again and again, the neighbors that form the token learned first."""
+    """Return tiktoken's encoding for a dict with "name", "tokens", perhaps "special", "eot_token".
+    It encodes a word by joining, again and again, the neighbors whose token was learned first."""
     tokens = description["tokens"]
     ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
@@ -104,7 +104,7 @@ def load_tokenizer(description):
 
 
 def split_by_position(pieces, n_characters):
-    """Yield (split, text, is_last) for one document; is_last is False: no <|endoftext|> at cuts."""
+    """Yield (split, text, is_last) of one document. Its cuts get no <|endoftext|>: not is_last."""
     fractions = (1 - val_fraction - test_fraction, 1 - test_fraction, 1)  # where the splits end
     position = 0  # of the text in the document
     for text, _ in pieces:
@@ -158,7 +158,7 @@ def main(arguments=None):
     lock = lock_folder(out_dir)  # noqa: F841 (held until main returns)
     finish_publishing(out_dir)  # in case an earlier run was interrupted
 
-    # A piece is a document, or about 131,072 characters of it, cut where no token crosses.
+    # A piece is a document, or about 131,072 characters of it; is_last adds <|endoftext|> to it.
     def pieces():  # -> (split, text, is_last) for every piece of every document
         if n_documents == 1:
             return split_by_position(document_pieces(paths), n_characters)

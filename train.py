@@ -48,7 +48,7 @@ eval_split = "val"  # the split that eval_only evaluates on: 'train', 'val' or '
 sample_interval = 0  # iterations between samples; 0: none
 sample_prompt = "\n"  # what samples begin with
 num_return_sequences = 5  # samples of the final model
-max_length = 30  # tokens in each of them
+max_length = 30  # new tokens in each of them
 # model
 size = ""  # a name in model.py's SIZES, instead of the next three
 n_layer = 4  # blocks
@@ -96,16 +96,16 @@ def hashed(*numbers):
 def shuffled(k, n, *key):
     """Return where a random permutation of range(n) puts k, without storing all n numbers.
 
-    A Feistel network (Luby & Rackoff 1988). k is written as two digits, (left, right) in base half.
-    A round can be undone, as right is still there: so no two k collide. The result is below
-    half * half; if it is not below n, it is permuted again.
+    A Feistel network (Luby & Rackoff 1988). k is written as two digits, left and right, in a base
+    that is a power of 2. A round can be undone, as it keeps right (as the new left): so no two k
+    collide. A result of n or more is permuted again until it is below n.
     """
     n_bits = (n - 1).bit_length()
-    half = 2 ** ((n_bits + 1) // 2)
-    left, right = divmod(k, half)
-    for turn in range(4):
-        left, right = right, (left ^ hashed(*key, turn, right)) % half
-    k = left * half + right
+    base = 2 ** ((n_bits + 1) // 2)
+    left, right = divmod(k, base)
+    for i in range(4):
+        left, right = right, (left ^ hashed(*key, i, right)) % base
+    k = left * base + right
     return k if k < n else shuffled(k, n, *key)
 
 
@@ -135,8 +135,9 @@ def orthogonalized(x):  # (n, rows, cols) -> (n, rows, cols)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # now no singular value is above 1
     for _ in range(5):  # x = 3.4445 x + (-4.7750 gram + 2.0315 gram @ gram) @ x
         gram = x @ x.mT
+        # baddbmm(a, b, c) is beta * a + alpha * b @ c
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, polynomial, x, beta=3.4445)  # beta * x + polynomial @ x
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
     return x
 
 
@@ -166,7 +167,7 @@ class Muon(torch.optim.Optimizer):
                 for matrix in update.chunk(3 if is_c_attn else 1):  # views: writing changes update
                     by_shape[matrix.shape].append(matrix)
             for (rows, cols), matrices in by_shape.items():
-                scale = math.sqrt(max(1, rows / cols))  # the RMS of the entries is 1 / sqrt(cols)
+                scale = math.sqrt(max(1, rows / cols))  # makes the entries' RMS 1 / sqrt(cols)
                 results = orthogonalized(torch.stack(matrices)) * scale
                 for matrix, result in zip(matrices, results):
                     matrix.copy_(result)
@@ -188,7 +189,7 @@ def make_optimizers(model):
 
 
 def lr_factor(step, n_iters):
-    """Return what the peak learning rates are multiplied by in iteration step of n_iters."""
+    """Return the factor on the peak learning rates in iteration number step, of n_iters."""
     if step < warmup_iters:
         return (step + 1) / (warmup_iters + 1)
     if lr_schedule == "constant":
@@ -211,7 +212,7 @@ class Run:
     meta: dict  # of the data: its tokenizer, the bytes in each split
     data: dict  # {split: Tokens}
     machine: "Machine"
-    forward: callable  # the model, compiled and wrapped for many processes
+    forward: callable  # the model, perhaps compiled or in DDP's wrapper
     model: GPT
     optimizers: list = None
     scaler: torch.amp.GradScaler = None  # of float16's gradients
@@ -243,7 +244,7 @@ def loss_of(run, inputs, targets):
 
 
 def train_step(run):
-    """Compute the gradients of one iteration and update the weights; return the loss (a tensor)."""
+    """Compute the gradients, update the weights; return the loss in this process (a tensor)."""
     rank, n_processes = run.machine.rank, run.machine.n_processes
     torch.manual_seed(hashed(seed, run.step, rank) >> 1)  # for dropout
     run.model.train()
@@ -253,25 +254,25 @@ def train_step(run):
         # DDP averages the gradients of all processes once, in the last backward pass.
         is_last = i + n_processes >= gradient_accumulation_steps
         run.forward.require_backward_grad_sync = is_last
-        # Forward and backward. DDP takes the mean over processes, and wanted is the mean over all
-        # forward passes: hence the factor.
+        # Forward and backward. A process sums its forward passes, and DDP divides by n_processes.
+        # The factor turns that into the mean over all forward passes.
         ids = get_batch(run.data["train"], run.sequences + i * batch_size)
         inputs, targets = ids[:, :-1], ids[:, 1:]  # the target of a position is the next token
         loss = loss_of(run, inputs, targets) * (n_processes / gradient_accumulation_steps)
         run.scaler.scale(loss).backward()
         total_loss += loss.detach()
     run.model.eval()  # no dropout outside of this loop
-    # Clip the gradient (with a norm of inf it is only measured).
+    # Clip the gradient (grad_clip=0: only measure its norm).
     for opt in run.optimizers:
         run.scaler.unscale_(opt)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), grad_clip or math.inf)
     is_finite = torch.isfinite(total_loss + full_tensor(norm))
     run.n_skipped = run.n_skipped + (~is_finite).long()
-    # Update the weights, unless float16 overflowed.
+    # Update the weights. float16 skips an overflow; otherwise check_iteration ends the run.
     for opt, peak in zip(run.optimizers, (learning_rate, muon_learning_rate)):
         for group in opt.param_groups:
             group["lr"] = peak * lr_factor(run.step, run.n_iters)
-        if is_finite or not run.scaler.is_enabled():  # both optimizers step, or neither
+        if not run.scaler.is_enabled() or is_finite:  # (is_finite waits for the GPU)
             with run.machine.autocast():  # for Muon's matrix products
                 run.scaler.step(opt)
     run.scaler.update()
@@ -301,7 +302,7 @@ def main(arguments=None):
         # Look for signals; when the loss is needed, read it (that waits for the GPU) and check it.
         check_iteration(run, loss)
         show_progress(run)
-        # Log, and evaluate, unless a signal arrives.
+        # Log; every eval_interval iterations evaluate, too, and save best.pt if it is the best.
         if is_due(run, log_interval, eval_interval):
             log_progress(run)
         # Print a sample.
@@ -312,7 +313,7 @@ def main(arguments=None):
             save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")
         if run.stop and not is_finished(run):
             print(f"stopped after iteration {run.step}: the same command resumes from here")
-            return 128 + run.stop
+            return 128 + run.stop  # the shell's exit status for a signal
 
     save_snapshot(run, "final_model.pt")
     if num_return_sequences:

@@ -3,11 +3,11 @@
     pip install transformers ctranslate2 llama-cpp-python gguf  # what is missing is left out
     python tests/bench_sample.py
 
-About eight minutes on two CPU cores with all of them. Each new token has to read every weight once,
-however many rows the batch has: so no program makes more steps a second than the bandwidth of the
-memory allows (the column "floor"). The programs take turns and the best of three rounds counts,
-since a busy machine only ever slows a program down. All of them have 124M random weights, so that
-no text ends early, decode greedily, and use as many threads as PyTorch does.
+About twelve minutes on two CPU cores with all of them. Each new token has to read every weight
+once, however many rows the batch has: so no program makes more steps a second than the bandwidth
+of the memory allows (the column "floor"). The programs take turns and the best of three rounds
+counts, since a busy machine only ever slows a program down. All of them have 124M random weights,
+so that no text ends early, decode greedily, and use as many threads as PyTorch does.
 """
 
 import ctypes
