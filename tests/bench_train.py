@@ -59,8 +59,8 @@ test split, seeds 1, 2, 3:
     394, batches of 8 for 40 % of the run, then 32       2.479                   283 s
     394, 3 or 4 steps of Polar Express for 5 of Muon's   2.519, 2.521            326 s
 
-Seed 1337, 180 iterations without dropout: 2.460, in two thirds of the time of the recipe's 2.463; but
-2.219 on the validation split, where the recipe has 2.184.
+Seed 1337, 180 iterations without dropout: 2.460 in two thirds of the time of the recipe's 2.463;
+but 2.219 on the validation split, where the recipe has 2.184.
 
 So the growing batch helps here only by reading less. On Tiny Shakespeare (--max_iters=970, seed 1),
 which isn't overfitted, it costs more than it saves: 2.142 in 0.70 of the time of 2.085.
