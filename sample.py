@@ -88,7 +88,7 @@ def generate_with_beams(model, encoding, prompt):
 
 
 def main(arguments=None):
-    change_settings(arguments)  # start and the other settings above now have their final values
+    configure(arguments)  # start and the other settings above now have their final values
     place, matrix_dtype = get_device(device, "float32" if dtype == "int8" else dtype)
     # The text: with --score that file, else the prompt.
     text = sys.stdin.read() if start == "-" and not score else start
@@ -120,7 +120,7 @@ def main(arguments=None):
 LOADED = ("out_dir", "snapshot", "init_from", "export", "score", "device", "dtype")  # by the model
 
 
-def change_settings(arguments, current=None):
+def configure(arguments, current=None):
     settings = config.override(__file__, arguments, current, ("num_samples", "stride"))
     if settings["dtype"] == "int8" and settings["device"] not in ("auto", "cpu"):
         config.usage(f"dtype='int8' with device={settings['device']!r}: expected 'cpu'")
@@ -172,7 +172,7 @@ def converse(model, encoding):
                 if name in LOADED:
                     raise ValueError(f"{name} can't be changed now: start sample.py again")
                 current = {name: globals()[name] for name in config.read_settings(__file__)}
-                change_settings(["--" + line[1:].strip().replace(" ", "=", 1)], current)
+                configure(["--" + line[1:].strip().replace(" ", "=", 1)], current)
                 if seed != current["seed"]:
                     generator.manual_seed(seed)
             else:

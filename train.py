@@ -112,8 +112,8 @@ def shuffled(k, n, *key):
 def get_batch(tokens, first):
     """Return batch_size sequences, numbered from first on: ids (batch_size, block_size + 1).
 
-    The tokens are a circle. Each epoch cuts it into blocks from a random offset and visits them in
-    random order. A sequence is a function of the seed and its number: resuming needs no state.
+    The tokens are a circle. Each epoch cuts it, at a random offset, into pieces of block_size and
+    visits them in random order. Seed and number determine a sequence: resuming needs no state.
     """
     n_blocks = len(tokens) // block_size
     starts = []
