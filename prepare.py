@@ -452,11 +452,11 @@ def text_pieces(stream):
     """Yield (text, is_last) for the pieces of one document. A piece ends where no token crosses:
     before white space ("to be or not to be" may be cut after "to", but not inside " be"), or where
     letters or digits end, but for those of a mark; so no piece but the first begins with a mark."""
+    ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"
     rest = ""
     while len(block := stream.read(1 << 17)) == 1 << 17:
         rest += block
         new = max(0, len(rest) - len(block) - 1)
-        ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"
         cut = regex.match(f"(?s).*({ends})", rest, pos=new)
         if cut:
             yield rest[:cut.end()], False

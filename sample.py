@@ -112,7 +112,7 @@ def main(arguments=None):
         return print_score(model, encoding, text)
     if interactive:
         return converse(model, encoding)
-    respond(model, encoding, text, torch.Generator().manual_seed(seed))
+    respond(model, encoding, text, torch.Generator().manual_seed(seed))  # calls generate...
 
 
 # ---- plumbing: skip on a first reading ----

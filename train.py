@@ -299,7 +299,7 @@ def main(arguments=None):
     while not is_finished(run):
         # One iteration: forward, backward, update.
         loss = train_step(run)
-        # Look for signals; when the loss is needed, read it (that waits for the GPU) and check it.
+        # When the loss is needed, read it (that waits for the GPU), check it, look for signals.
         check_iteration(run, loss)
         show_progress(run)
         # Log; every eval_interval iterations evaluate, too, and save best.pt if it is the best.
@@ -614,14 +614,17 @@ def is_stopping(run):
 
 
 def check_iteration(run, loss):
-    """Look for signals; set run.loss from the tensor if something needs it now."""
-    is_read = is_stopping(run) or target_loss > 0 or run.machine.device.type != "cuda"
-    if not is_read and not is_due(run, log_interval, eval_interval, snapshot_interval):
+    """If something needs the loss now: set run.loss from the tensor, check it, look for signals."""
+    is_read = is_due(run, log_interval, eval_interval, snapshot_interval) or target_loss > 0
+    is_signaled = run.signals and run.machine.n_processes == 1  # (many have to ask together)
+    if not is_read and not is_signaled and run.machine.device.type == "cuda":
         return
     run.loss = sum_over_processes(loss.item())[0] / run.machine.n_processes
-    norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters())).item()
-    overflowed = run.n_skipped and not run.scaler.is_enabled()
-    if overflowed or not math.isfinite(run.loss + norm):
+    is_sound = math.isfinite(run.loss) and (run.scaler.is_enabled() or not run.n_skipped)
+    if is_stopping(run) or is_due(run, eval_interval, snapshot_interval):  # to be saved
+        norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters()))
+        is_sound = is_sound and math.isfinite(norm.item())
+    if not is_sound:
         raise ValueError(f"iteration {run.step}: inf or nan: lower learning_rate and "
                          "muon_learning_rate")
 
@@ -654,7 +657,7 @@ def load_weights(run, snapshot):
 def evaluate_only(settings, meta, data, machine):
     """Print the loss of the model that init_from names, or of out_dir's best snapshot."""
     name = get_snapshot(out_dir) if init_from in ("auto", "resume") else init_from
-    model = load_weights_for(name, meta).eval()
+    model = load_weights_for(name, meta)
     run = Run(settings, meta, data, machine, distributed(model, machine.device), model)
     print(REPORT.format(f"{eval_split} with {name}", **evaluate(run, eval_split)))
 
