@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import lzma
+import math
 import os
 import sys
 import tarfile
@@ -578,17 +579,18 @@ def read_tokenizer(folder, vocab_size):
     pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
     merged = [ids.get(left + right, -1) for left, right in pairs]
     made = {chr(byte).translate(VISIBLE) for byte in range(256)} | {"".join(p) for p in pairs}
-    unreached = ids.keys() - made - special.keys() if whole_words else set()
+    ranks = {pair: rank for rank, pair in enumerate(pairs)}
     for token in made & special.keys():
         raise ValueError(f"its tokenizer has {token!r} as an ordinary and as a special token")
+    for token in ids.keys() - special.keys() if whole_words else made:
+        if token not in made or joined(token, ranks) != [token]:  # tiktoken would find it, though
+            raise ValueError(f"its tokenizer has a token {token!r} that no merge leads to")
     ids |= special
     special = {token: i for token, i in ids.items() if token not in made}
     if len(ids) > len(set(ids.values())):
         raise ValueError("two tokens of its tokenizer have the same id")
     if -1 in merged or merged != sorted(merged):
         raise ValueError("the ids of its tokenizer are not in the order of its merges")
-    for token in unreached | never_made(pairs):  # tiktoken would find it nevertheless
-        raise ValueError(f"its tokenizer has a token {token!r} that no merge leads to")
     if not made <= ids.keys() or not special:
         raise ValueError("its tokenizer lacks some of the 256 bytes, or a token that ends a text")
     if max(ids.values()) >= vocab_size:
@@ -605,22 +607,16 @@ def read_tokenizer(folder, vocab_size):
     return {"name": "bpe", "tokens": tokens, "special": special, "eot_token": end}
 
 
-def never_made(pairs):
-    """Return the tokens that the merges of a BPE, applied in their order, can't lead to."""
-    ranks = {pair: rank for rank, pair in enumerate(pairs)}
-    made = {byte: (-1, "", "") for pair in pairs for byte in "".join(pair)}
-    for rank, (left, right) in enumerate(pairs):
-        # Undo the merges on both sides, the latest first: are a and b ever merged before that?
-        a, b, until = left, right, rank
-        while a in made and b in made and ranks.get((a, b), until) >= until:
-            if made[a][0] == made[b][0] == -1:
-                made.setdefault(left + right, (rank, left, right))
-                break
-            if made[a][0] > made[b][0]:
-                until, _, a = made[a]
-            else:  # of two equal pairs, the left one is merged first
-                until, b = made[b][0] + 0.5, made[b][1]
-    return {left + right for left, right in pairs} - made.keys()
+def joined(word, ranks):
+    """Return the tokens that a BPE makes of a word. The pair with the lowest rank is joined first."""
+    tokens = list(word)
+    while len(tokens) > 1:
+        pairs = itertools.pairwise(tokens)
+        rank, i = min((ranks.get(pair, math.inf), i) for i, pair in enumerate(pairs))
+        if rank == math.inf:
+            break
+        tokens[i:i + 2] = [tokens[i] + tokens[i + 1]]
+    return tokens
 
 
 def check_tokenizer(found):
