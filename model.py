@@ -61,7 +61,7 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = Dropout(config.dropout)  # nn.Dropout, made fast on CPUs (below)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, cache=None):  # (B, T, C) -> (B, T, C)
         B, T, C = x.shape
@@ -89,7 +89,7 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
         x = F.gelu(self.c_fc(x), approximate="tanh")
@@ -120,7 +120,7 @@ class GPT(nn.Module):
         self.transformer = nn.ModuleDict({
             "wte": nn.Embedding(config.vocab_size, config.n_embd),  # tokens
             "wpe": nn.Embedding(config.block_size, config.n_embd),  # positions
-            "drop": Dropout(config.dropout),
+            "drop": nn.Dropout(config.dropout),
             "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
             "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
         })
@@ -142,7 +142,7 @@ class GPT(nn.Module):
         targets   return_logits   returns
         None                      (logits (B, 1, vocab_size) of the last position, None)
         (B, T)    True            (logits (B, T, vocab_size), mean loss)
-        (B, T)    False           (None, mean loss), on a CPU without holding all logits in memory
+        (B, T)    False           (None, mean loss), without all logits in memory if they are large
 
         Targets of -1 are ignored. T plus the cache's length is at most block_size.
         """
@@ -357,19 +357,6 @@ def get_device(device="auto", dtype="auto"):
     return device, getattr(torch, dtype)
 
 
-class Dropout(nn.Dropout):
-    """nn.Dropout, whose random numbers cost a CPU as much as a matrix product, made cheap there: a
-    random byte decides on each element, so p is rounded to a multiple of 1/256 (0.05 to 0.0508)."""
-
-    def forward(self, x):
-        if not (self.training and self.p > 0 and x.is_cpu):
-            return super().forward(x)
-        n_dropped = max(1, round(256 * self.p))  # of the 256 values of a byte
-        noise = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-2**63, None)  # 8 bytes
-        kept = noise.view(torch.uint8)[:x.numel()].view(x.shape) >= n_dropped
-        return x * kept.to(x.dtype).mul_(256 / (256 - n_dropped))  # the expected value stays
-
-
 def attention(q, k, v, is_causal=True, mask=None):
     """Attend with q (B, n_head, T, head_dim) to k, v (B, n_head, S, head_dim). Equivalent to, for a
     mask (T, S) that is True where a query may look:
@@ -395,8 +382,13 @@ def linear_cross_entropy(x, weight, targets):
     with torch.autocast(x.device.type, enabled=False):
         if x.is_cuda:
             return padded_cross_entropy(x, rounded(weight, x.dtype), targets)
-        total = ChunkedCrossEntropy.apply(x, weight, targets, torch.is_grad_enabled())
-        return total / (targets != -1).sum()
+        if len(x) * len(weight) > 1e8 and hasattr(F, "linear_cross_entropy"):  # from PyTorch 2.13 on
+            # All logits would be by far the largest tensor: compute those of 512 positions at once.
+            options = nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None)
+            return F.linear_cross_entropy(x.to(weight.dtype), weight, targets, ignore_index=-1,
+                                          options=options)
+        logits = F.linear(x, rounded(weight, x.dtype)).to(weight.dtype)
+        return F.cross_entropy(logits, targets, ignore_index=-1)
 
 
 def rounded(weight, dtype):
@@ -414,39 +406,6 @@ def padded_cross_entropy(x, matrix, targets):
     column = torch.arange(logits.size(1), device=x.device)
     logits = torch.where(column < vocab_size, logits.float(), -1e30)
     return F.cross_entropy(logits, targets, ignore_index=-1)
-
-
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """F.cross_entropy(F.linear(x, weight), targets, reduction="sum"), a few positions at a time, as
-    the logits of all would be by far the largest tensor. So the forward pass computes the gradients
-    of x and weight too, and backward only scales them: once, since that is in place."""
-
-    @staticmethod
-    def forward(ctx, x, weight, targets, needs_backward):  # (N, C), (V, C), (N,) -> ()
-        matrix = rounded(weight, x.dtype)
-        total = weight.new_zeros((), dtype=torch.promote_types(weight.dtype, torch.float32))
-        grad_x = torch.empty_like(x)
-        grad_weight = torch.zeros_like(weight)
-        n = 1 + 6_000_000 // len(matrix)  # positions in a chunk: their logits take 24 MB
-        for chunk, grad, y in zip(x.split(n), grad_x.split(n), targets.split(n)):
-            log_probs = F.log_softmax((chunk @ matrix.T).to(total.dtype), dim=-1)  # (n, V)
-            total += F.nll_loss(log_probs, y, ignore_index=-1, reduction="sum")
-            if needs_backward:  # the gradient of the logits is softmax minus one-hot
-                grad_logits = log_probs.exp_()
-                grad_logits[torch.arange(len(y), device=y.device), y] -= 1
-                grad_logits[y == -1] = 0
-                grad_logits = grad_logits.to(x.dtype)
-                torch.mm(grad_logits, matrix, out=grad)
-                # (In slices: the whole product would be a second matrix of this size.)
-                for columns, rows in zip(grad_logits.split(8192, dim=1), grad_weight.split(8192)):
-                    rows += columns.T @ chunk
-        ctx.save_for_backward(grad_x, grad_weight)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        grad_x, grad_weight = ctx.saved_tensors
-        return grad_x.mul_(grad_output), grad_weight.mul_(grad_output), None, None
 
 
 @torch.no_grad()

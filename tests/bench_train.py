@@ -239,9 +239,9 @@ def main():
         big = {"shape": SIZES["gpt2"] | {"block_size": block, "vocab_size": 50257}, "batch": batch,
                "optimizer": "adamw", "repeats": repeats}
         table(f"124M, {batch} x {block} tokens", [("plain loss", big | {"plain_loss": True}),
-                                                  ("chunked loss", big)]
+                                                  ("the model's loss", big)]
               + [("plain loss, float32", big | {"plain_loss": True, "dtype": "float32"}),
-                 ("chunked loss, checkpointing", big | {"checkpointing": True})] * (block == 512))
+                 ("the same, checkpointing", big | {"checkpointing": True})] * (block == 512))
 
 
 if __name__ == "__main__":

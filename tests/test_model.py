@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from model import (
     GPT,
     SIZES,
-    ChunkedCrossEntropy,
-    Dropout,
     GPTConfig,
     get_device,
     linear_cross_entropy,
@@ -112,22 +110,6 @@ def test_the_residual_projections_are_initialized_smaller_by_the_root_of_twice_t
             assert part.bias.abs().max() == 0
 
 
-@pytest.mark.parametrize("vocab_size", [61, 300_000])
-def test_the_chunked_loss_equals_cross_entropy_in_value_and_gradients(vocab_size):
-    torch.manual_seed(0)
-    n = 600 if vocab_size == 61 else 45  # one chunk, or three of a large vocabulary
-    x = torch.randn(n, 8, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(vocab_size, 8, dtype=torch.float64, requires_grad=True)
-    targets = torch.randint(vocab_size, (n,))
-    targets[[2, 7]] = -1  # these don't count
-    expected = F.cross_entropy(x @ weight.T, targets, ignore_index=-1, reduction="sum")
-    found = ChunkedCrossEntropy.apply(x, weight, targets, True)
-    torch.testing.assert_close(found, expected)
-    for a, b in zip(torch.autograd.grad(3 * found, (x, weight)),
-                    torch.autograd.grad(3 * expected, (x, weight))):
-        torch.testing.assert_close(a, b)
-
-
 def value_and_gradients(loss_of, x, weight):
     x = x.clone().requires_grad_()
     weight = weight.clone().requires_grad_()
@@ -135,12 +117,12 @@ def value_and_gradients(loss_of, x, weight):
     return loss, *torch.autograd.grad(loss, (x, weight))
 
 
-@pytest.mark.parametrize("vocab_size", [61, 128, 300])  # with and without padding to 128
+@pytest.mark.parametrize("n, vocab_size", [(7, 61), (7, 128), (100, 180_000)])  # the last: chunks
 @pytest.mark.parametrize("loss_of", [padded_cross_entropy, linear_cross_entropy])
-def test_each_loss_equals_cross_entropy_in_value_and_gradients(loss_of, vocab_size):
+def test_each_loss_equals_cross_entropy_in_value_and_gradients(loss_of, n, vocab_size):
     torch.manual_seed(0)
-    x, weight = torch.randn(6, 7, 8), torch.randn(vocab_size, 8)
-    targets = torch.randint(vocab_size, (6, 7))
+    x, weight = torch.randn(6, n, 8), torch.randn(vocab_size, 8)
+    targets = torch.randint(vocab_size, (6, n))
     targets[0, 3] = targets[5] = -1  # these don't count
     flat = loss_of is padded_cross_entropy
 
@@ -154,7 +136,7 @@ def test_each_loss_equals_cross_entropy_in_value_and_gradients(loss_of, vocab_si
 
     for a, b in zip(value_and_gradients(found, x, weight),
                     value_and_gradients(expected, x, weight)):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(a, b, atol=3e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("loss_of", [padded_cross_entropy, linear_cross_entropy])
@@ -273,33 +255,6 @@ def test_a_dtype_that_is_given_is_used(dtype):
 def test_an_unknown_device_or_dtype_is_refused_by_name(settings, word):
     with pytest.raises(ValueError, match=word):
         get_device(**settings)
-
-
-@pytest.mark.parametrize("p", [0.0, 0.05, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_zeroes_the_given_fraction_and_keeps_the_mean(p, dtype):
-    torch.manual_seed(0)
-    x = torch.ones(400, 1001, dtype=dtype, requires_grad=True)
-    y = Dropout(p)(x)
-    y.sum().backward()
-    assert y.dtype == dtype and (y == 0).float().mean().item() == pytest.approx(p, abs=0.004)
-    assert y.float().mean().item() == pytest.approx(1, abs=0.02)
-    assert x.grad.equal(y.detach()), "what is zeroed gets no gradient, and the rest is scaled"
-    assert Dropout(p).eval()(x) is x or Dropout(p).eval()(x).equal(x)
-
-
-def test_dropout_zeroes_each_element_independently_and_is_a_function_of_the_seed():
-    torch.manual_seed(0)
-    x = torch.ones(1 << 20)
-    zeros = (Dropout(0.5)(x) == 0).float()
-    assert not zeros.equal((Dropout(0.5)(x) == 0).float())
-    for distance in (1, 2, 4, 8, 16):
-        both = (zeros[:-distance] * zeros[distance:]).mean().item()
-        assert both == pytest.approx(0.25, abs=0.003)
-    for place in range(8):  # the eight bytes of a random number are alike
-        assert zeros[place::8].mean().item() == pytest.approx(0.5, abs=0.007)
-    torch.manual_seed(0)
-    assert zeros.equal((Dropout(0.5)(x) == 0).float())
 
 
 def test_gradients_in_bfloat16_stay_close_to_those_in_float32():
