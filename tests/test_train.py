@@ -261,10 +261,10 @@ def plain_muon(weight, grads, lr, decay, momentum=0.95):
         x = (1 - momentum) * grad + momentum * buffer
         tall = x.size(0) > x.size(1)
         x = x.T if tall else x
-        x = x / x.norm()
-        for _ in range(5):
-            a = x @ x.T
-            x = 3.4445 * x - 4.7750 * a @ x + 2.0315 * a @ a @ x
+        x = x / (1.02 * x.norm())
+        for a, b, c in ((8.2872, -23.5959, 17.3004), (4.1071, -2.9478, 0.5448),
+                        (3.9487, -2.9089, 0.5518)):
+            x = a * x + b * x @ x.T @ x + c * x @ x.T @ x @ x.T @ x
         x = x.T if tall else x
         weight = weight * (1 - lr * decay) - lr * max(1, x.size(0) / x.size(1)) ** 0.5 * x
     return weight
@@ -276,7 +276,7 @@ def test_batched_muon_equals_one_matrix_at_a_time():
     parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     before = [p.detach().clone() for p in parameters]
     grads = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
-    muon = train.Muon(parameters, dict(lr=0.1, momentum=0.95, weight_decay=0.2))
+    muon = train.Muon(parameters, dict(lr=0.1, momentum=0.95, weight_decay=0.2, steps=3))
     for step in grads:
         for parameter, grad in zip(parameters, step):
             parameter.grad = grad.clone()
@@ -292,10 +292,14 @@ def test_batched_muon_equals_one_matrix_at_a_time():
         torch.testing.assert_close(parameter.detach(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_an_orthogonalized_matrix_has_singular_values_near_one():
+@pytest.mark.parametrize("steps, least, most", [(3, 0.1, 1.9), (4, 0.4, 1.6), (5, 0.85, 1.15)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_step_brings_the_singular_values_nearer_to_one(steps, least, most, dtype):
+    scales = torch.logspace(-2, 0, 20).diag()  # singular values that differ by a factor of 100
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(train.orthogonalized(torch.randn(3, 20, 50)))
-    assert 0.6 < values.min() and values.max() < 1.3
+    matrix = torch.linalg.qr(torch.randn(3, 50, 20))[0] @ scales
+    values = torch.linalg.svdvals(train.orthogonalized(matrix.to(dtype), steps).float())
+    assert least < values.min() and values.max() < most
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
