@@ -70,6 +70,7 @@ learning_rate = 0.01  # AdamW's peak learning rate
 muon_learning_rate = 0.03  # Muon's peak learning rate
 muon_steps = 5  # 1 to 5: fewer are faster, more make the singular values of an update more equal
 weight_decay = 0.1  # for matrices only; with Muon, those in the blocks
+embedding_weight_decay = 0.0  # with Muon: for the embeddings
 beta1 = 0.9  # AdamW: decay rate of the first moment
 beta2 = 0.95  # AdamW: decay rate of the second moment
 grad_clip = 1.0  # maximum norm of the gradient; 0: no clipping
@@ -193,7 +194,8 @@ def make_optimizers(model):
         return [adamw([decayed, dict(params=vectors)])]
     muon = Muon(matrices, defaults=dict(lr=0.0, momentum=0.95, weight_decay=weight_decay,
                                         steps=muon_steps))
-    return [adamw(embeddings + vectors), muon]
+    decayed = dict(params=embeddings, weight_decay=embedding_weight_decay)
+    return [adamw([decayed, dict(params=vectors)]), muon]
 
 
 def lr_factor(step, n_iters):

@@ -19,6 +19,7 @@ muon_learning_rate = 0.04
 muon_steps = 3
 learning_rate = 0.005
 weight_decay = 0.1
+embedding_weight_decay = 1.0
 lr_schedule = "linear"
 warmup_iters = 10
 eval_interval = max(1, max_iters // 9)

@@ -303,13 +303,16 @@ def test_each_step_brings_the_singular_values_nearer_to_one(steps, least, most, 
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_weight_decay_never_touches_biases_and_layer_norms(monkeypatch, optimizer):
+def test_each_matrix_gets_its_weight_decay_and_a_vector_gets_none(monkeypatch, optimizer):
     monkeypatch.setattr(train, "optimizer", optimizer)
     monkeypatch.setattr(train, "weight_decay", 0.5)
+    monkeypatch.setattr(train, "embedding_weight_decay", 0.7)
     model = GPT(GPTConfig(block_size=8, vocab_size=20, n_layer=1, n_head=1, n_embd=8))
-    decayed = [p for opt in train.make_optimizers(model)
-               for group in opt.param_groups if group["weight_decay"] for p in group["params"]]
-    assert decayed and all(p.dim() == 2 for p in decayed)
+    decays = {p: group["weight_decay"] for opt in train.make_optimizers(model)
+              for group in opt.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        is_embedding = optimizer == "muon" and name.endswith(("wte.weight", "wpe.weight"))
+        assert decays[p] == (0 if p.dim() < 2 else 0.7 if is_embedding else 0.5)
 
 
 # ---- when it stops ------------------------------------------------------------------------------
