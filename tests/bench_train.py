@@ -46,9 +46,9 @@ More iterations need regularization (iterations, dropout, weight decay; bfloat16
     1,050, none, 0.6    2.132        900, 0.05, 0.3    2.104
     800, 0.05, 0.1      2.093        800, 0.05, 0.05   2.101
 
-Tried at the recipe's settings of that time, one seed (none: 2.071): a second moment for each row of Muon's
-update (NorMuon) 2.076, residual projections that begin at zero 2.078, weight decay only where it
-agrees with the update 2.092. Nothing helps by being added alone.
+Tried at the recipe's settings of that time, one seed (none: 2.071): a second moment for each row of
+Muon's update (NorMuon) 2.076, residual projections that begin at zero 2.078, weight decay only
+where it agrees with the update 2.092. Nothing helps by being added alone.
 
 The length for input.txt (Zen 3, float32, runs side by side on one core each); bits per byte on the
 test split, seeds 1, 2, 3:
