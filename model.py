@@ -382,8 +382,8 @@ def linear_cross_entropy(x, weight, targets):
     with torch.autocast(x.device.type, enabled=False):
         if x.is_cuda:
             return padded_cross_entropy(x, rounded(weight, x.dtype), targets)
-        if len(x) * len(weight) > 1e8 and hasattr(F, "linear_cross_entropy"):  # from PyTorch 2.13 on
-            # All logits would be by far the largest tensor: compute those of 512 positions at once.
+        if len(x) * len(weight) > 1e8 and hasattr(F, "linear_cross_entropy"):
+            # All logits would be by far the largest tensor. PyTorch 2.13 computes them in parts.
             options = nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None)
             return F.linear_cross_entropy(x.to(weight.dtype), weight, targets, ignore_index=-1,
                                           options=options)

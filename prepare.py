@@ -608,7 +608,7 @@ def read_tokenizer(folder, vocab_size):
 
 
 def joined(word, ranks):
-    """Return the tokens that a BPE makes of a word. The pair with the lowest rank is joined first."""
+    """Return the tokens a BPE makes of a word: the pair with the lowest rank is joined first."""
     tokens = list(word)
     while len(tokens) > 1:
         pairs = itertools.pairwise(tokens)
