@@ -15,7 +15,6 @@ import io
 import itertools
 import json
 import lzma
-import math
 import os
 import sys
 import tarfile
@@ -612,8 +611,8 @@ def joined(word, ranks):
     tokens = list(word)
     while len(tokens) > 1:
         pairs = itertools.pairwise(tokens)
-        rank, i = min((ranks.get(pair, math.inf), i) for i, pair in enumerate(pairs))
-        if rank == math.inf:
+        rank, i = min((ranks.get(pair, float("inf")), i) for i, pair in enumerate(pairs))
+        if rank == float("inf"):  # no merge joins any of them
             break
         tokens[i:i + 2] = [tokens[i] + tokens[i + 1]]
     return tokens
