@@ -1,4 +1,4 @@
-"""The quick start: verse from 0.3 MB of text in two to three minutes on two CPU cores.
+"""The quick start: verse from 0.3 MB of text in about two minutes on two CPU cores.
 
     python prepare.py
     python train.py config/shakespeare.py
