@@ -68,7 +68,7 @@ target_split = "train"  # the loss that target_loss refers to: 'train' or 'val'
 optimizer = "muon"  # 'muon' (for the matrices in the blocks, AdamW for the rest) or 'adamw'
 learning_rate = 0.01  # AdamW's peak learning rate
 muon_learning_rate = 0.03  # Muon's peak learning rate
-muon_steps = 5  # 1 to 5: fewer are faster, more make the singular values of an update more equal
+muon_polynomials = "newton-schulz"  # or 'polar-express': faster, but rounding errors grow sooner
 weight_decay = 0.1  # for matrices only; with Muon, those in the blocks
 embedding_weight_decay = 0.0  # with Muon: for the embeddings
 beta1 = 0.9  # AdamW: decay rate of the first moment
@@ -127,21 +127,22 @@ def get_batch(tokens, first):
     return torch.from_numpy(tokens[positions].astype(np.int64))
 
 
-# Polar Express (Amsel et al. 2025): the coefficients of each step of orthogonalized.
-POLAR_EXPRESS = ((8.2872, -23.5959, 17.3004), (4.1071, -2.9478, 0.5448), (3.9487, -2.9089, 0.5518),
-                 (3.3184, -2.4885, 0.5100), (2.3007, -1.6689, 0.4188))
+# The coefficients a, b and c of each step of orthogonalized: of Muon's paper, and of Polar Express
+# (Amsel et al. 2025), whose first three steps do where some roughness is no harm.
+POLYNOMIALS = {"newton-schulz": 5 * [(3.4445, -4.7750, 2.0315)],
+               "polar-express": [(8.1247, -22.2349, 15.6695), (4.1071, -2.9478, 0.5448),
+                                 (3.9487, -2.9089, 0.5518)]}
 
 
-def orthogonalized(x, steps):  # (n, rows, cols) -> (n, rows, cols)
+def orthogonalized(x, polynomials):  # (n, rows, cols) -> (n, rows, cols)
     """Bring the singular values of each matrix near 1 (Muon, below).
 
-    A step maps a singular value s to a s + b s^3 + c s^5. The first steps lift small values most.
+    A step maps a singular value s to a s + b s^3 + c s^5, which lifts small ones.
     """
     if x.size(1) > x.size(2):
-        return orthogonalized(x.mT, steps).mT  # transposed: the products are smaller that way
-    # Now no singular value is above 1. The margin of 2 % is for rounding in bfloat16.
-    x = x / (1.02 * x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for a, b, c in POLAR_EXPRESS[:steps]:  # x = a x + (b gram + c gram @ gram) @ x
+        return orthogonalized(x.mT, polynomials).mT  # transposed: the products are smaller
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # now no singular value is above 1
+    for a, b, c in POLYNOMIALS[polynomials]:  # x = a x + (b gram + c gram @ gram) @ x
         gram = x @ x.mT
         # baddbmm(m, n, o) is beta * m + alpha * n @ o
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -176,7 +177,7 @@ class Muon(torch.optim.Optimizer):
                     by_shape[matrix.shape].append(matrix)
             for (rows, cols), matrices in by_shape.items():
                 scale = math.sqrt(max(1, rows / cols))  # makes the entries' RMS 1 / sqrt(cols)
-                results = orthogonalized(torch.stack(matrices), group["steps"]) * scale
+                results = orthogonalized(torch.stack(matrices), group["polynomials"]) * scale
                 for matrix, result in zip(matrices, results):
                     matrix.copy_(result)
             # 3. Weight decay and update.
@@ -193,7 +194,7 @@ def make_optimizers(model):
         decayed = dict(params=matrices + embeddings, weight_decay=weight_decay)
         return [adamw([decayed, dict(params=vectors)])]
     muon = Muon(matrices, defaults=dict(lr=0.0, momentum=0.95, weight_decay=weight_decay,
-                                        steps=muon_steps))
+                                        polynomials=muon_polynomials))
     decayed = dict(params=embeddings, weight_decay=embedding_weight_decay)
     return [adamw([decayed, dict(params=vectors)]), muon]
 
@@ -349,7 +350,7 @@ def configure(arguments):
     config.one_of(
         settings, optimizer=("muon", "adamw"), lr_schedule=("linear", "cosine", "step", "constant"),
         target_split=("train", "val"), eval_split=("train", "val", "test"), size=("", *SIZES),
-        parallel=("ddp", "fsdp"), compile=("auto", True, False), muon_steps=(1, 2, 3, 4, 5))
+        parallel=("ddp", "fsdp"), compile=("auto", True, False), muon_polynomials=(*POLYNOMIALS,))
     globals().update(settings)
     if not max_iters and not max_epochs:
         config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")

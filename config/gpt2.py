@@ -30,10 +30,9 @@ what the first start has written, and with --overwrite every restart would begin
 
 Width, depth and the batch of half a million tokens are those of GPT-2 and of GPT-3's model of this
 size, the context is GPT-2's. The optimizer is what was best in 300 iterations of 131,072 tokens of
-Linux 6.1's source on an H200 (commit 4c3f6af, whose Muon had Newton-Schulz steps in place of Polar
-Express), by validation loss: Muon with these learning rates 1.804, AdamW as in the GPT-3 paper
-(6e-4, cosine to a tenth) 2.915, nanoGPT with the same 2.979. Muon was below that after 100
-iterations, each of which took 1.03 times as long. Longer runs were not compared. AdamW:
+Linux 6.1's source on an H200, by validation loss: Muon with these learning rates 1.804, AdamW as in
+the GPT-3 paper (6e-4, cosine to a tenth) 2.915, nanoGPT with the same 2.979. Muon was below that
+after 100 iterations, each of which took 1.03 times as long. Longer runs were not compared. AdamW:
 --optimizer=adamw --learning_rate=6e-4 --min_lr=6e-5 --lr_schedule=cosine
 """
 out_dir = "out_gpt2"

@@ -159,7 +159,7 @@ def measure(row):
     torch.manual_seed(0)
     model = GPT(config).to(device)
     train.optimizer = row["optimizer"]
-    train.muon_steps = row.get("muon_steps", 5)
+    train.muon_polynomials = row.get("polynomials", "newton-schulz")
     optimizers = train.make_optimizers(model)
     train.activation_checkpointing = row.get("checkpointing", False)
     forward = train.distributed(model, device)
@@ -233,12 +233,12 @@ def main():
     device, dtype = get_device()
     print(f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}: a large "
           f"product reaches {ceiling(device, dtype) / 1e9:,.0f} GFLOP/s in {str(dtype)[6:]}")
-    small = {"shape": SMALL, "batch": 32, "repeats": 15, "muon_steps": 3}
+    small = {"shape": SMALL, "batch": 32, "repeats": 15, "polynomials": "polar-express"}
     last = table("config/shakespeare.py's model, 32 x 64 tokens", [
         ("AdamW", small | {"optimizer": "adamw"}),
         ("Muon, plain loss", small | {"optimizer": "muon", "plain_loss": True}),
         ("Muon, dropout 0.1", small | {"optimizer": "muon", "dropout": 0.1}),
-        ("Muon, five steps", small | {"optimizer": "muon", "muon_steps": 5}),
+        ("Muon, Newton-Schulz", small | {"optimizer": "muon", "polynomials": "newton-schulz"}),
         ("Muon, float32", small | {"optimizer": "muon", "dtype": "float32"}),
         ("Muon", small | {"optimizer": "muon"}),
     ])
