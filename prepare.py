@@ -581,8 +581,9 @@ def read_tokenizer(folder, vocab_size):
     ranks = {pair: rank for rank, pair in enumerate(pairs)}
     for token in made & special.keys():
         raise ValueError(f"its tokenizer has {token!r} as an ordinary and as a special token")
-    for token in ids.keys() - special.keys() if whole_words else made:
-        if token not in made or joined(token, ranks) != [token]:  # tiktoken would find it, though
+    findable = (ids.keys() - special.keys()) if whole_words else made
+    for token in findable:
+        if token not in made or joined(token, ranks) != [token]:  # but tiktoken would find it
             raise ValueError(f"its tokenizer has a token {token!r} that no merge leads to")
     ids |= special
     special = {token: i for token, i in ids.items() if token not in made}

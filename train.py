@@ -68,7 +68,7 @@ target_split = "train"  # the loss that target_loss refers to: 'train' or 'val'
 optimizer = "muon"  # 'muon' (for the matrices in the blocks, AdamW for the rest) or 'adamw'
 learning_rate = 0.01  # AdamW's peak learning rate
 muon_learning_rate = 0.03  # Muon's peak learning rate
-muon_polynomials = "newton-schulz"  # or 'polar-express': faster, but rounding errors grow sooner
+muon_polynomials = "newton-schulz"  # or 'polar-express': faster, but rounding errors grow more
 weight_decay = 0.1  # for matrices only; with Muon, those in the blocks
 embedding_weight_decay = 0.0  # with Muon: for the embeddings
 beta1 = 0.9  # AdamW: decay rate of the first moment
@@ -127,18 +127,16 @@ def get_batch(tokens, first):
     return torch.from_numpy(tokens[positions].astype(np.int64))
 
 
-# The coefficients a, b and c of each step of orthogonalized: of Muon's paper, and of Polar Express
-# (Amsel et al. 2025), whose first three steps do where some roughness is no harm.
+# The coefficients a, b and c of each step of orthogonalized: those of Muon's paper, or of the first
+# three steps of Polar Express (Amsel et al. 2025), which are faster and less exact.
 POLYNOMIALS = {"newton-schulz": 5 * [(3.4445, -4.7750, 2.0315)],
                "polar-express": [(8.1247, -22.2349, 15.6695), (4.1071, -2.9478, 0.5448),
                                  (3.9487, -2.9089, 0.5518)]}
 
 
 def orthogonalized(x, polynomials):  # (n, rows, cols) -> (n, rows, cols)
-    """Bring the singular values of each matrix near 1 (Muon, below).
-
-    A step maps a singular value s to a s + b s^3 + c s^5, which lifts small ones.
-    """
+    """Bring the singular values of each matrix near 1 (Muon, below), by the polynomials of that
+    name. A step maps a singular value s to a s + b s^3 + c s^5, which lifts small ones."""
     if x.size(1) > x.size(2):
         return orthogonalized(x.mT, polynomials).mT  # transposed: the products are smaller
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # now no singular value is above 1
