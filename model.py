@@ -1,7 +1,6 @@
-"""The whole GPT-2: embeddings, attention, MLP, loss, generation, and the files with its weights.
+"""GPT-2: the network, its loss, text generation with a key/value cache, and files of weights.
 
-This is GPT-2 (Radford et al. 2019), except that attention weights have no dropout in training.
-Every tool for GPT-2 opens what is trained here:
+As in GPT-2 (Radford et al. 2019), only without dropout of attention weights in training:
 - learned positions, added to the token embeddings
 - LayerNorm before attention and before the MLP, and one at the end
 - tanh GELU; biases in all linear layers
@@ -68,14 +67,15 @@ class CausalSelfAttention(nn.Module):
         head_dim = C // self.n_head
         # Each position has a query (what it looks for), a key (what it contains) and a value (what
         # it passes on), in every head.
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, head_dim)  # (B, T, 3C) before the view
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (3, B, n_head, T, head_dim), unpacked into three
+        qkv = self.c_attn(x)  # (B, T, 3C)
+        qkv = qkv.view(B, T, 3, self.n_head, head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, n_head, T, head_dim) each
         is_causal, mask = True, None
         if cache is not None:  # generating (class Cache, below): also attend to earlier tokens
             k, v, is_causal, mask = cache.update(self.layer, k, v)
-        # attention() is F.scaled_dot_product_attention; without a cache it is equivalent to
+        # attention() calls F.scaled_dot_product_attention. Without a cache it is the same as
         #     later = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
-        #     scores = (q @ k.mT / math.sqrt(head_dim)).masked_fill(later, -math.inf)
+        #     scores = ((q @ k.mT) / math.sqrt(head_dim)).masked_fill(later, -math.inf)
         #     y = F.softmax(scores, dim=-1) @ v
         y = attention(q, k, v, is_causal, mask)  # (B, n_head, T, head_dim)
         y = y.transpose(1, 2).reshape(B, T, C)  # concatenate the heads
@@ -133,7 +133,7 @@ class GPT(nn.Module):
                 # 2 * n_layer projections add to the residual stream. Smaller weights keep its
                 # variance from growing with depth (GPT-2 paper, section 2.3).
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
-            elif parameter.dim() == 2:
+            elif parameter.dim() == 2:  # (the LayerNorms' weights stay 1)
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, idx, targets=None, return_logits=True, cache=None):
@@ -142,7 +142,7 @@ class GPT(nn.Module):
         targets   return_logits   returns
         None                      (logits (B, 1, vocab_size) of the last position, None)
         (B, T)    True            (logits (B, T, vocab_size), mean loss)
-        (B, T)    False           (None, mean loss), without all logits in memory if they are large
+        (B, T)    False           (None, mean loss), the same one computed faster
 
         Targets of -1 are ignored. T plus the cache's length is at most block_size.
         """
@@ -154,11 +154,11 @@ class GPT(nn.Module):
         position = torch.arange(start, start + T, device=idx.device)
         x = self.hidden(idx, position, cache)
         if cache is not None:
-            cache.length += T
+            cache.length += T  # only now: every layer stores its keys from the same position on
         if targets is None:  # generating: only the last position matters
             return self.lm_head(x[:, -1:]), None
         if not return_logits:
-            return None, linear_cross_entropy(x, self.lm_head.weight, targets)
+            return None, linear_cross_entropy(x, self.lm_head.weight, targets)  # as below
         logits = self.lm_head(x)  # (B, T, C) -> (B, T, vocab_size)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits, loss
@@ -175,20 +175,19 @@ class GPT(nn.Module):
                generator=None, compile=False):
         """Yield what follows idx (B, T), token by token: (ids (B, 1), logits (B, vocab_size)).
 
-        Ends after max_new_tokens or once every row has produced eos_token. A row's text depends on
-        the generator and on the row's index, not on the number of rows. The text may outgrow
-        block_size. With compile, CUDA replays each step as a recorded graph.
+        Ends after max_new_tokens or once every row has produced eos_token. Each row draws random
+        numbers of its own: more rows do not change its text. The text may outgrow block_size. With
+        compile, CUDA replays each step as a recorded graph.
         """
         if temperature < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_p=}: expected temperature >= 0, 0 < top_p <= 1")
         cache = new_cache(self, len(idx), max_new_tokens, compile)  # a Cache, or a faster variant
-        random_numbers = uniform_rows(len(idx), generator)  # yields (B, 1)
+        u = uniform_rows(len(idx), max_new_tokens, generator).to(idx.device)
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
-        for _ in range(max_new_tokens):
-            # Read what is new in the text, and draw the token that follows.
+        for i in range(max_new_tokens):
+            # Run the model on the tokens it has not read yet, and draw the one that follows.
             logits = cache.next_logits(idx)
-            u = next(random_numbers).to(idx.device)
-            new = choose_token(logits, u, temperature, top_k, top_p)
+            new = choose_token(logits, u[:, i:i + 1], temperature, top_k, top_p)
             # A row that has ended repeats eos_token.
             if eos_token is not None:
                 new = new.masked_fill(done, eos_token)
@@ -208,8 +207,8 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self):
-        """Operations to train on one token: 2 per weight forward, 4 backward, plus attention's
-        products (PaLM, Chowdhery et al. 2022, app. B). wpe does none; wte does, as lm_head."""
+        """Operations to train on one token: 6 per weight (2 forward, 4 backward) and attention's
+        products (Chowdhery et al. 2022, app. B). wpe multiplies nothing; wte does, as lm_head."""
         n_weights = self.num_params() - self.transformer.wpe.weight.numel()
         attention_flops = 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
         return 6 * n_weights + attention_flops
@@ -258,18 +257,17 @@ class Cache:
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
         self.past = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
         self.length = 0  # positions filled
-        self.n_read = 0  # tokens of the text read: more than length once the cache was refilled
-        self.n_ids = n_token_ids(model.tokenizer)  # vocab_size may be padded; None: keep all
+        self.n_read = 0  # tokens of the text read; unlike length, it never starts again from 0
+        self.n_ids = n_token_ids(model.tokenizer)  # logits beyond it are padding; None: keep all
 
     def update(self, layer, k, v):
         """Store the keys and values of T new positions. Return all keys and values so far, and
         attention's is_causal and mask (T, positions)."""
         T = k.size(2)
         end = self.length + T
-        self.past[layer, 0, :, :, self.length:end] = k
-        self.past[layer, 1, :, :, self.length:end] = v
-        k, v = self.past[layer, :, :, :, :end]
-        if self.length == 0:  # a square mask (is_causal aligns the first query with the first key)
+        self.past[layer][..., self.length:end, :] = torch.stack((k, v))
+        k, v = self.past[layer][..., :end, :]  # (B, n_head, end, head_dim) each
+        if self.length == 0:  # nothing before these T tokens: the usual causal mask
             return k, v, True, None
         if T == 1:  # a single new token may look at everything
             return k, v, False, None
@@ -307,8 +305,8 @@ def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
     if top_p is not None and top_p < 1:  # drop a token once the likelier ones reach top_p
         before = probs.cumsum(dim=-1) - probs
         probs = probs.masked_fill(before >= top_p, 0.0)
-    # Like torch.multinomial, but with u given: the first token whose cumulative probability
-    # reaches (1 - u) times the total. As 1 - u > 0, it is never one of probability 0.
+    # Inverse transform sampling, as torch.multinomial does it: the first token whose cumulative
+    # probability reaches (1 - u) times the total. As 1 - u > 0, no token of probability 0 does.
     cumulative = probs.cumsum(dim=-1)
     index = torch.searchsorted(cumulative, (1 - u) * cumulative[:, -1:])
     return ids.gather(1, index)
@@ -346,7 +344,8 @@ def get_device(device="auto", dtype="auto"):
     if dtype == "auto":
         dtype = "float32"
         if device.type == "cuda":
-            dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+            is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+            dtype = "bfloat16" if is_native else "float16"
         elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # in new PyTorch
             # Faster with AMX, or with AVX512-BF16 on AMD (Intel has AVX512-FP16, too).
             has = torch.cpu.get_capabilities()
@@ -360,7 +359,7 @@ def get_device(device="auto", dtype="auto"):
 def attention(q, k, v, is_causal=True, mask=None):
     """Attend with q (B, n_head, T, head_dim) to k, v (B, n_head, S, head_dim). Equivalent to, for a
     mask (T, S) that is True where a query may look:
-        scores = (q @ k.mT / math.sqrt(head_dim)).masked_fill(~mask, -math.inf)
+        scores = ((q @ k.mT) / math.sqrt(head_dim)).masked_fill(~mask, -math.inf)
         return F.softmax(scores, dim=-1) @ v
     GPT-2 also dropped attention weights in training, which no fast CPU kernel can do."""
     if torch.is_autocast_enabled("cpu") and q.is_cpu and q.requires_grad and q.size(2) < 256:
@@ -409,38 +408,29 @@ def padded_cross_entropy(x, matrix, targets):
 
 
 @torch.no_grad()
-def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processes=1,
-            interrupted=lambda: False):
-    """Return (sum of the losses in nats, number of targets). A window (begin, first, end) predicts
+def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processes=1):
+    """Yield the sum of the losses, in nats, of each batch. A window (begin, first, end) predicts
     tokens[first:end] from what precedes each, as far back as begin. loss_of(inputs, targets) is the
     mean loss. Batches have one shape, padded with targets of -1. FSDP needs all processes each
     time, so that some measure an empty batch."""
-    nats, n_targets = 0.0, 0
-    n_batches = math.ceil(len(windows) / batch_size)
-    for i in range(rank, math.ceil(n_batches / n_processes) * n_processes, n_processes):
-        ids = torch.full((batch_size, block_size + 1), -1)
+    first_window = rank * batch_size
+    for i in range(first_window, first_window + len(windows), n_processes * batch_size):
+        inputs = torch.zeros(batch_size, block_size, dtype=torch.int64)
         targets = torch.full((batch_size, block_size), -1)
-        for row, (begin, first, end) in enumerate(windows[i * batch_size:(i + 1) * batch_size]):
-            ids[row, :end - begin] = torch.from_numpy(tokens[begin:end].astype(np.int64))
-            targets[row, first - begin - 1:end - begin - 1] = ids[row, first - begin:end - begin]
+        for row, (begin, first, end) in enumerate(windows[i:i + batch_size]):
+            ids = torch.from_numpy(tokens[begin:end].astype(np.int64))
+            inputs[row, :len(ids) - 1] = ids[:-1]
+            targets[row, first - begin - 1:len(ids) - 1] = ids[first - begin:]
         count = (targets != -1).sum().item()
-        loss = loss_of(ids[:, :-1].clamp(min=0), targets)
-        if count > 0:
-            nats += loss.item() * count
-            n_targets += count
-        if interrupted():
-            break
-    return nats, n_targets
+        loss = loss_of(inputs, targets)
+        yield loss.item() * count if count > 0 else 0.0
 
 
-def uniform_rows(batch_size, generator=None):
-    """Yield uniform random numbers (batch_size, 1) for ever, from a generator for each row."""
+def uniform_rows(n_rows, n, generator=None):
+    """Return uniform random numbers (n_rows, n). More rows or columns don't change the others."""
     device = "cpu" if generator is None else generator.device
-    seeds = torch.randint(2**62, (batch_size,), generator=generator, device=device).tolist()
-    rows = [torch.Generator().manual_seed(seed) for seed in seeds]
-    while True:
-        numbers = torch.stack([torch.rand(64, generator=row) for row in rows])
-        yield from numbers.split(1, dim=1)
+    seeds = torch.randint(2**62, (n_rows,), generator=generator, device=device).tolist()
+    return torch.stack([torch.rand(n, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
 
 def n_token_ids(tokenizer):
@@ -522,7 +512,7 @@ class CUDAGraphCache(Cache):
         if self.window is None:
             return super().update(layer, k, v)
         self.past[layer].index_copy_(3, self.position, torch.stack((k, v)))
-        k, v = self.past[layer, :, :, :, :self.window]
+        k, v = self.past[layer][..., :self.window, :]
         return k, v, False, self.position[:, None] >= torch.arange(self.window, device=k.device)
 
     def read(self, ids):
@@ -595,6 +585,8 @@ def read_snapshot(path, **changes):
         state = snapshot["model_state_dict"]
         model.load_state_dict({re.sub(PREFIXES, "", key): state[key] for key in state})
         model.tokenizer = snapshot["tokenizer"]
+        if model.tokenizer:
+            prepare.load_tokenizer(model.tokenizer)  # raises an error if it is damaged
     return snapshot | {"model": model}
 
 
@@ -776,11 +768,11 @@ def read_safetensors(path):
 def read_tensorflow(path):
     """Return {name: tensor} of the model in a TensorFlow checkpoint (V2). path is its index: a
     sorted table (LevelDB's) of variable name -> protocol buffer, which says where it is."""
-    index = io.BytesIO(path.read_bytes())
+    index = path.read_bytes()
 
-    def read_number():  # seven bits a byte, the lowest first; the eighth says that more follow
-        byte, = index.read(1)
-        return byte if byte < 128 else byte - 128 + (read_number() << 7)
+    def read_number(stream):  # seven bits a byte, the lowest first; the eighth says more follow
+        byte, = stream.read(1)
+        return byte if byte < 128 else byte - 128 + (read_number(stream) << 7)
 
     def checksum(data):  # CRC-32C (Castagnoli) as TensorFlow stores it, four bytes
         crc = 0xFFFFFFFF
@@ -792,30 +784,29 @@ def read_tensorflow(path):
         rotated = (crc >> 15) | (crc << 17)
         return ((rotated + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
-    def read_table(offset, size):  # at each value, yield its key and where it ends
-        index.seek(offset)
-        table = index.read(size + 1)
-        if checksum(table) != index.read(4) or table[-1] != 0:
+    def read_table(place):  # yield its keys and values; place has its offset and size
+        offset, size = read_number(place), read_number(place)
+        end = offset + size + 1  # the last byte says how it is compressed
+        if checksum(index[offset:end]) != index[end:end + 4] or index[end - 1] != 0:
             raise ValueError(f"{path.name} is damaged, or compressed")
-        index.seek(offset)
+        table = io.BytesIO(index[offset:end])
         key = b""
-        while any(sizes := [read_number() for _ in range(3)]):  # zeros follow the last entry
+        while any(sizes := [read_number(table) for _ in range(3)]):  # zeros follow the last entry
             n_shared, n_more, n_value = sizes
-            key = key[:n_shared] + index.read(n_more)  # a key may begin as the one before does
-            end = index.tell() + n_value
-            yield key, end
-            index.seek(end)
+            key = key[:n_shared] + table.read(n_more)  # a key may begin as the one before does
+            yield key, io.BytesIO(table.read(n_value))
 
     weights = {}
-    index.seek(-48, os.SEEK_END)
-    _, _, *place = [read_number() for _ in range(4)]  # offset and size of the table of tables
-    for _ in read_table(*place):
-        for key, end in read_table(read_number(), read_number()):
+    footer = io.BytesIO(index[-48:])
+    for _ in range(2):
+        read_number(footer)  # the place of a table that is empty; the table of tables follows
+    for _, place in read_table(footer):
+        for key, value in read_table(place):
             fields = {}  # of a protocol buffer and those nested in it
-            while index.tell() < end:
-                field, kind = divmod(read_number(), 8)
-                value = index.read(4) if kind == 5 else read_number()  # (of a nested one: its size)
-                fields.setdefault(field, []).append(value)
+            while value.tell() < len(value.getbuffer()):
+                field, kind = divmod(read_number(value), 8)
+                number = value.read(4) if kind == 5 else read_number(value)  # (nested: its size)
+                fields.setdefault(field, []).append(number)
             if key == b"":
                 n_shards = fields[1][0]
             name = key.decode()
@@ -842,23 +833,22 @@ def export(model, folder, tokenizer):
     folder, config = Path(folder), model.config
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose another folder")
-    encoding = prepare.load_tokenizer(tokenizer) if tokenizer else None
-    end_id = encoding.eot_token if tokenizer else config.vocab_size - 1
-    end_tokens = dict(bos_token_id=end_id, eos_token_id=end_id)
-    files = {
-        "config.json": GPT2 | end_tokens | dict(
-            architectures=["GPT2LMHeadModel"], n_positions=config.block_size,
-            n_ctx=config.block_size, n_layer=config.n_layer, n_head=config.n_head,
-            n_embd=config.n_embd, vocab_size=config.vocab_size, attn_pdrop=0.0,
-            embd_pdrop=config.dropout, resid_pdrop=config.dropout),
-        "generation_config.json": end_tokens | dict(max_length=config.block_size),
-    }
+    files, end_id = {}, config.vocab_size - 1
     if tokenizer:
+        encoding = prepare.load_tokenizer(tokenizer)
+        end_id = encoding.eot_token
         end = encoding.decode([end_id])
-        files |= prepare.tokenizer_files(tokenizer)
+        files = prepare.tokenizer_files(tokenizer)
         files["tokenizer_config.json"] = dict(
             tokenizer_class="GPT2Tokenizer", model_max_length=config.block_size,
             clean_up_tokenization_spaces=False, bos_token=end, eos_token=end, unk_token=end)
+    end_tokens = dict(bos_token_id=end_id, eos_token_id=end_id)
+    files["generation_config.json"] = end_tokens | dict(max_length=config.block_size)
+    files["config.json"] = GPT2 | end_tokens | dict(
+        architectures=["GPT2LMHeadModel"], n_positions=config.block_size, n_ctx=config.block_size,
+        n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd,
+        vocab_size=config.vocab_size, attn_pdrop=0.0, embd_pdrop=config.dropout,
+        resid_pdrop=config.dropout)
     weights = {}
     for name, parameter in model.named_parameters():
         tensor = parameter.detach().cpu().float()

@@ -32,7 +32,7 @@ import config
 from config.sources import SOURCES
 
 # text
-input = "input.txt"  # files, folders, globs, URLs, names in config/sources.py; a,b: both; -: stdin
+input = "input.txt"  # file, folder, glob, URL, name in config/sources.py; a,b: several; -: stdin
 text_key = "text"  # the key of the text in each line of a .jsonl file
 encoding_errors = "strict"  # invalid UTF-8: 'strict' raises an error, 'replace' inserts U+FFFD
 split_on_eot = False  # whether <|endoftext|> in a text ends a document; else it is ordinary text
@@ -57,23 +57,23 @@ def train_bpe(word_counts, vocab_size):
     """Learn a byte-pair encoding (Sennrich et al. 2016) from {word: count}.
     Words begin as bytes, the tokens 0 to 255. Then, again and again, the most frequent pair of
     neighbors becomes a new token (of equally frequent ones, the pair with smaller ids).
-    A token has two forms. If token 256 joins "a" and "b", tokens[256] is its text, "ab" (latin-1, a
-    character per byte); inside words it is the single chr(256), so that a merge is str.replace.
+    A word is kept as a string of one character per token, chr(id), so that a merge is str.replace.
+    tokens[id] is the token's text, one character per byte (latin-1): "ab" if it joins "a" and "b".
     """
     tokens = [chr(byte) for byte in range(256)]
     ids = {token: i for i, token in enumerate(tokens)}
-    words = [word.encode("utf-8").decode("latin-1") for word in word_counts]
+    words = [word.encode("utf-8").decode("latin-1") for word in word_counts]  # a character a byte
     counts = list(word_counts.values())
     pair_counts = collections.Counter()
     words_with = collections.defaultdict(set)  # pair -> indices of the words that have contained it
 
-    def add_pairs(index, sign):
+    def count_pairs(index, sign):
         for pair in itertools.pairwise(words[index]):
             pair_counts[pair] += sign * counts[index]
             words_with[pair].add(index)
 
     for index in range(len(words)):
-        add_pairs(index, +1)
+        count_pairs(index, +1)
     while len(tokens) < vocab_size - 1:  # the last id is that of <|endoftext|>
         highest = max(pair_counts.values(), default=0)
         if highest < 2:  # a pair that occurs once is not a pattern
@@ -83,11 +83,11 @@ def train_bpe(word_counts, vocab_size):
         if token not in ids:  # "abc" may exist already: both ab+c and a+bc produce it
             ids[token] = len(tokens)
             tokens.append(token)
-        # Recount the words that contain the pair (or did). list(), since add_pairs changes the set.
+        # Recount the words that contain the pair, or did. (list: count_pairs changes the set.)
         for index in list(words_with[left, right]):
-            add_pairs(index, -1)
+            count_pairs(index, -1)
             words[index] = words[index].replace(left + right, chr(ids[token]))
-            add_pairs(index, +1)
+            count_pairs(index, +1)
     return tokens
 
 
@@ -104,12 +104,13 @@ def load_tokenizer(description):
 
 
 def split_by_position(pieces, n_characters):
-    """Yield (split, text, is_last) of one document. Its cuts get no <|endoftext|>: not is_last."""
-    fractions = (1 - val_fraction - test_fraction, 1 - test_fraction, 1)  # where the splits end
-    position = 0  # of the text in the document
+    """Yield (split, text, False) for the pieces of one document: a cut adds no <|endoftext|>."""
+    train_end = int(n_characters * (1 - val_fraction - test_fraction))
+    val_end = int(n_characters * (1 - test_fraction))
+    position = 0  # where text begins in the document
     for text, _ in pieces:
-        for split, fraction in zip(SPLITS, fractions):
-            part = text[:max(0, int(n_characters * fraction) - position)]
+        for split, end in zip(SPLITS, (train_end, val_end, n_characters)):
+            part = text[:max(0, end - position)]
             if part:
                 yield split, part, False
             text = text[len(part):]
@@ -134,7 +135,7 @@ def split_by_hash(pieces):
 
 
 def write_splits(pieces, encoding):
-    """Write token ids to out_dir/X.bin.new; return ({split: its size}, sha256 of the text)."""
+    """Write each split's ids to SPLIT.bin.new; return ({split: size}, sha256 of the text)."""
     splits = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}
     digest = hashlib.sha256()
     with ExitStack() as stack:  # closes all three files
@@ -153,23 +154,23 @@ def write_splits(pieces, encoding):
 def main(arguments=None):
     configure(arguments)  # input and the other settings above now have their final values
     paths = list(find_files(input))
-    # First pass: a single document is split by position, several are assigned by hash.
+    # First pass: count. One document is split by position, several are assigned by hash.
     n_documents, n_characters = count(document_pieces(paths))
     lock = lock_folder(out_dir)  # noqa: F841 (held until main returns)
     finish_publishing(out_dir)  # in case an earlier run was interrupted
 
-    # A piece is a document, or about 131,072 characters of it; is_last adds <|endoftext|> to it.
+    # A piece is a document or a part of one. After its last piece (is_last) <|endoftext|> is added.
     def pieces():  # -> (split, text, is_last) for every piece of every document
         if n_documents == 1:
             return split_by_position(document_pieces(paths), n_characters)
         return split_by_hash(document_pieces(paths))
 
-    # Second pass: the tokenizer is learned from the training split alone.
-    if tokenizer != "bpe":
-        description = find_tokenizer(tokenizer)
-    else:
+    # Second pass, for a BPE: learn the tokenizer from the training split alone.
+    if tokenizer == "bpe":
         word_counts = count_words(pieces(), n_characters)
         description = {"name": "bpe", "tokens": train_bpe(word_counts, vocab_size)}
+    else:
+        description = find_tokenizer(tokenizer)
     encoding = load_tokenizer(description)
 
     # Third pass: encode. The new files replace the old ones together, once all are complete.
@@ -450,14 +451,14 @@ def json_texts(stream):
 
 def text_pieces(stream):
     """Yield (text, is_last) for the pieces of one document. A piece ends where no token crosses:
-    before white space ("to be or not to be" may be cut after "to", but not inside " be"), or where
-    letters or digits end, but for those of a mark; so no piece but the first begins with a mark."""
+    before white space ("to be or not to be" may be cut after "to", but not inside " be"), or after
+    the last letter or digit of a word, but neither inside <|endoftext|> nor just before it."""
     ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"
     rest = ""
     while len(block := stream.read(1 << 17)) == 1 << 17:
         rest += block
         new = max(0, len(rest) - len(block) - 1)
-        cut = regex.match(f"(?s).*({ends})", rest, pos=new)
+        cut = regex.search(f"(?r){ends}", rest, pos=new)  # (?r) searches backwards
         if cut:
             yield rest[:cut.end()], False
             rest = rest[cut.end():]

@@ -43,6 +43,13 @@ dtype = "auto"  # 'float32', 'bfloat16', 'float16'; on a CPU also 'int8', the fa
 compile = False  # on CUDA: replay a token's work as a CUDA graph (this is not torch.compile)
 
 
+def draw(model, encoding, prompt, n_rows, generator):
+    """Return an iterator over (new ids (B, 1), logits (B, vocab_size)) that ends with the text."""
+    idx = encode_prompt(model, encoding, prompt, n_rows)
+    return model.stream(idx, max_new_tokens, temperature, top_k, top_p, generator=generator,
+                        eos_token=encoding.eot_token, compile=compile)
+
+
 def generate(model, encoding, prompt, generator):
     """Print num_samples continuations one after the other, the first one as it is generated."""
     steps = draw(model, encoding, prompt, num_samples, generator)
@@ -53,7 +60,7 @@ def generate(model, encoding, prompt, generator):
         pieces = [decode(token) for decode, token in zip(decoders, new[:, 0].tolist())]
         texts = [text + piece for text, piece in zip(texts, pieces)]
         print(pieces[0], end="", flush=True)
-    print("", *texts[1:], sep="\n---------------\n")
+    print("", *texts[1:], sep="\n---------------\n")  # "" ends the line of the first
 
 
 def generate_with_probs(model, encoding, prompt, generator):
@@ -70,13 +77,6 @@ def generate_with_probs(model, encoding, prompt, generator):
             print(f"{token} {probabilities[i]:.1%}", end="  ", file=sys.stderr)
         print(file=sys.stderr)
     print(text)
-
-
-def draw(model, encoding, prompt, n_rows, generator):
-    """Yield (new ids (B, 1), logits (B, vocab_size)) until <|endoftext|> or max_new_tokens."""
-    idx = encode_prompt(model, encoding, prompt, n_rows)
-    return model.stream(idx, max_new_tokens, temperature, top_k, top_p, generator=generator,
-                        eos_token=encoding.eot_token, compile=compile)
 
 
 def generate_with_beams(model, encoding, prompt):
@@ -105,14 +105,14 @@ def main(arguments=None):
     if not model.tokenizer:
         raise ValueError("the model has no tokenizer: put its tokenizer.json beside the weights")
     if dtype == "auto" and place.type == "cpu" and (score or model.num_params() < 20e6):
-        matrix_dtype = torch.float32  # small matrices fit in the CPU's cache; scores are exact
+        matrix_dtype = torch.float32  # small models are faster in it, and scores exact
     model = for_inference(model, place, "int8" if dtype == "int8" else matrix_dtype)
     encoding = load_tokenizer(model.tokenizer)
     if score:
         return print_score(model, encoding, text)
     if interactive:
         return converse(model, encoding)
-    respond(model, encoding, text, torch.Generator().manual_seed(seed))  # calls generate...
+    respond(model, encoding, text, torch.Generator().manual_seed(seed))  # by a function above
 
 
 # ---- plumbing: skip on a first reading ----
@@ -186,7 +186,7 @@ def converse(model, encoding):
 def print_score(model, encoding, text):
     """Print a text's loss, perplexity and bits per byte; a window advances by stride tokens."""
     tokens = np.array(encoding.encode(text, allowed_special="all"))
-    if len(tokens) < 2:  # the first token follows nothing
+    if len(tokens) < 2:
         raise ValueError(f"{score} is too short to be scored: it needs two tokens")
     block_size, place = model.config.block_size, model.transformer.wte.weight.device
     ends = [*range(block_size + 1, len(tokens), min(stride, block_size)), len(tokens)]
@@ -196,7 +196,8 @@ def print_score(model, encoding, text):
         logits, _ = model(inputs.to(place), targets.to(place))
         return F.cross_entropy(logits[0].float(), targets[0].to(place), ignore_index=-1)
 
-    nats, n_targets = measure(loss_of, tokens, windows, 1, block_size)
+    nats = sum(measure(loss_of, tokens, windows, 1, block_size))
+    n_targets = len(tokens) - 1  # the first token follows nothing
     loss = nats / n_targets
     n_bytes = len(encoding.decode_bytes(tokens[1:].tolist()))
     print(f"{n_targets} tokens, {n_bytes} bytes: loss {loss:.4f}, perplexity "

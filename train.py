@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections import defaultdict, namedtuple
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -48,7 +48,7 @@ eval_split = "val"  # the split that eval_only evaluates on: 'train', 'val' or '
 sample_interval = 0  # iterations between samples; 0: none
 sample_prompt = "\n"  # what samples begin with
 num_return_sequences = 5  # samples of the final model
-max_length = 30  # new tokens in each of them
+max_length = 30  # new tokens in every sample
 # model
 size = ""  # a name in model.py's SIZES, instead of the next three
 n_layer = 4  # blocks
@@ -96,11 +96,11 @@ def hashed(*numbers):
 
 
 def shuffled(k, n, *key):
-    """Return where a random permutation of range(n) puts k, without storing all n numbers.
+    """Return element k of a random permutation of range(n), without storing all n numbers.
 
-    A Feistel network (Luby & Rackoff 1988). k is written as two digits, left and right, in a base
-    that is a power of 2. A round can be undone, as it keeps right (as the new left): so no two k
-    collide. A result of n or more is permuted again until it is below n.
+    A Feistel network (Luby & Rackoff 1988) on k's two halves, left and right. A round replaces left
+    by left XOR a hash of right and swaps the two, which can be undone: so no two k collide. A
+    result of n or more goes through it again until it is below n (cycle walking).
     """
     n_bits = (n - 1).bit_length()
     base = 2 ** ((n_bits + 1) // 2)
@@ -112,22 +112,22 @@ def shuffled(k, n, *key):
 
 
 def get_batch(tokens, first):
-    """Return batch_size sequences, numbered from first on: ids (batch_size, block_size + 1).
+    """Return the sequences number first, first + 1, ...: ids (batch_size, block_size + 1).
 
-    The tokens are a circle. Each epoch cuts it, at a random offset, into pieces of block_size and
-    visits them in random order. Seed and number determine a sequence: resuming needs no state.
+    The tokens are a circle. Each epoch cuts it into sequences, from a random offset on, and visits
+    them in random order. All of this follows from seed and number: resuming needs no state.
     """
-    n_blocks = len(tokens) // block_size
+    per_epoch = len(tokens) // block_size
     starts = []
-    for sequence in range(first, first + batch_size):
-        epoch, k = divmod(sequence, n_blocks)
-        block = shuffled(k, n_blocks, seed, epoch)
-        starts.append((hashed(seed, epoch) + block * block_size) % len(tokens))
+    for number in range(first, first + batch_size):
+        epoch, k = divmod(number, per_epoch)
+        place = shuffled(k, per_epoch, seed, epoch)
+        starts.append((hashed(seed, epoch) + place * block_size) % len(tokens))
     positions = (np.array(starts)[:, None] + np.arange(block_size + 1)) % len(tokens)
     return torch.from_numpy(tokens[positions].astype(np.int64))
 
 
-# The coefficients a, b and c of each step of orthogonalized: those of Muon's paper, or of the first
+# The coefficients a, b, c of each step of orthogonalized: those of Muon's paper, or of the first
 # three steps of Polar Express (Amsel et al. 2025), which are faster and less exact.
 POLYNOMIALS = {"newton-schulz": 5 * [(3.4445, -4.7750, 2.0315)],
                "polar-express": [(8.1247, -22.2349, 15.6695), (4.1071, -2.9478, 0.5448),
@@ -135,14 +135,14 @@ POLYNOMIALS = {"newton-schulz": 5 * [(3.4445, -4.7750, 2.0315)],
 
 
 def orthogonalized(x, polynomials):  # (n, rows, cols) -> (n, rows, cols)
-    """Bring the singular values of each matrix near 1 (Muon, below), by the polynomials of that
-    name. A step maps a singular value s to a s + b s^3 + c s^5, which lifts small ones."""
+    """Move the singular values of each matrix towards 1 (see Muon). polynomials is a name, above.
+    A step maps a singular value s to a s + b s^3 + c s^5, which lifts small ones."""
     if x.size(1) > x.size(2):
         return orthogonalized(x.mT, polynomials).mT  # transposed: the products are smaller
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # now no singular value is above 1
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value exceeds this norm
     for a, b, c in POLYNOMIALS[polynomials]:  # x = a x + (b gram + c gram @ gram) @ x
         gram = x @ x.mT
-        # baddbmm(m, n, o) is beta * m + alpha * n @ o
+        # baddbmm(m, n, o) is beta * m + alpha * (n @ o)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x
@@ -198,7 +198,7 @@ def make_optimizers(model):
 
 
 def lr_factor(step, n_iters):
-    """Return the factor on the peak learning rates in iteration number step, of n_iters."""
+    """Return the factor that scales the peak learning rates in iteration step of n_iters."""
     if step < warmup_iters:
         return (step + 1) / (warmup_iters + 1)
     if lr_schedule == "constant":
@@ -210,7 +210,7 @@ def lr_factor(step, n_iters):
     remaining = 1 - progress
     if lr_schedule == "cosine":
         remaining = 0.5 * (1 + math.cos(math.pi * progress))
-    lowest = min_lr / (learning_rate or 1.0)
+    lowest = min_lr / (learning_rate or 1.0)  # (with a learning rate of 0, min_lr is 0, too)
     return lowest + (1 - lowest) * remaining
 
 
@@ -221,8 +221,8 @@ class Run:
     meta: dict  # of the data: its tokenizer, the bytes in each split
     data: dict  # {split: Tokens}
     machine: "Machine"
-    forward: callable  # the model, perhaps compiled or in DDP's wrapper
-    model: GPT
+    forward: callable = None  # the model, perhaps compiled or in DDP's wrapper
+    model: GPT = None
     optimizers: list = None
     scaler: torch.amp.GradScaler = None  # of float16's gradients
     step: int = 0  # iterations done
@@ -232,16 +232,16 @@ class Run:
     best_measure: list = None  # what best_val_loss was measured on
     n_iters: int = 0  # iterations to do
     started: float = field(default_factory=time.time)
-    n_skipped: int = 0  # iterations with inf or nan: float16 skips their updates, else the run ends
+    n_skipped: int = 0  # iterations with inf or nan in the loss or the gradient
     resumed_from: Path = None
     log: list = field(default_factory=list)  # the rows of log.csv
     signals: list = field(default_factory=list)  # Ctrl-C or SIGTERM, as received by this process
-    stop: int = 0  # the signal, once all processes know of one: the run ends after the iteration
+    stop: int = 0  # the signal's number, once all processes know of it: end after this iteration
 
 
 def loss_of(run, inputs, targets):
     """Return the mean loss of inputs (B, T) with targets (B, T), where -1 does not count."""
-    ids = torch.stack((inputs, targets))
+    ids = torch.stack((inputs, targets))  # one copy to the device instead of two
     highest, vocab_size = ids.max(), run.model.config.vocab_size
     if highest >= vocab_size:
         raise ValueError(f"token {highest} in {data_dir}, but {vocab_size=}: prepare it again")
@@ -263,8 +263,8 @@ def train_step(run):
         # DDP averages the gradients of all processes once, in the last backward pass.
         is_last = i + n_processes >= gradient_accumulation_steps
         run.forward.require_backward_grad_sync = is_last
-        # Forward and backward. A process sums its forward passes, and DDP divides by n_processes.
-        # The factor turns that into the mean over all forward passes.
+        # Forward and backward. A process sums its forward passes, and DDP averages the processes:
+        # n_processes / gradient_accumulation_steps of that is the mean over all forward passes.
         ids = get_batch(run.data["train"], run.sequences + i * batch_size)
         inputs, targets = ids[:, :-1], ids[:, 1:]  # the target of a position is the next token
         loss = loss_of(run, inputs, targets) * (n_processes / gradient_accumulation_steps)
@@ -277,11 +277,11 @@ def train_step(run):
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), grad_clip or math.inf)
     is_finite = torch.isfinite(total_loss + full_tensor(norm))
     run.n_skipped = run.n_skipped + (~is_finite).long()
-    # Update the weights. float16 skips an overflow; otherwise check_iteration ends the run.
-    for opt, peak in zip(run.optimizers, (learning_rate, muon_learning_rate)):
+    # Update the weights. With float16, an update that is not finite is skipped.
+    for opt, peak in zip(run.optimizers, (learning_rate, muon_learning_rate)):  # AdamW's, Muon's
         for group in opt.param_groups:
             group["lr"] = peak * lr_factor(run.step, run.n_iters)
-        if not run.scaler.is_enabled() or is_finite:  # (is_finite waits for the GPU)
+        if not run.scaler.is_enabled() or is_finite:  # (only float16 has to wait for the GPU)
             with run.machine.autocast():  # for Muon's matrix products
                 run.scaler.step(opt)
     run.scaler.update()
@@ -300,18 +300,19 @@ def main(arguments=None):
     lock = prepare.lock_folder(out_dir, machine.rank)  # noqa: F841 (held until main returns)
     run = start_run(settings, meta, data, machine)
     catch_signals(run)
-    if run.resumed_from and is_finished(run) and Path(out_dir, "final_model.pt").exists():
-        print(f"nothing left to do: {out_dir}/final_model.pt is the result of this run")
+    if is_finished(run) and Path(out_dir, "final_model.pt").exists():
+        print(f"nothing left to do: {out_dir}/final_model.pt exists (new run: another --out_dir)")
         return test(run)
     prepare_out_dir(run)
 
     while not is_finished(run):
         # One iteration: forward, backward, update.
         loss = train_step(run)
-        # When the loss is needed, read it (that waits for the GPU), check it, look for signals.
+        # Read the loss if it is needed (this waits for the GPU), check it, look for signals.
         check_iteration(run, loss)
-        show_progress(run)
-        # Log; every eval_interval iterations evaluate, too, and save best.pt if it is the best.
+        if sys.stdout.isatty() and math.isfinite(run.loss):
+            print(progress(run), end="", flush=True)
+        # Log. Every eval_interval iterations, also evaluate; best.pt keeps the best weights so far.
         if is_due(run, log_interval, eval_interval):
             log_progress(run)
         # Print a sample.
@@ -486,24 +487,24 @@ def start_run(settings, meta, data, machine):
         torch.manual_seed(seed)
         model = GPT(new_config)
     forward = distributed(model.eval(), machine.device)
+    run = Run(settings, meta, data, machine, forward, model, make_optimizers(model))
     # The run ends after max_iters or max_epochs, whichever comes first.
     sequences = batch_size * gradient_accumulation_steps  # of an iteration
     limits = (max_iters, math.ceil(max_epochs * (len(data["train"]) // block_size) / sequences))
-    n_iters = min(limit for limit in limits if limit > 0)
+    run.n_iters = min(limit for limit in limits if limit > 0)
     # Compiling takes half a minute, which pays from about 1e16 floating-point operations on.
-    is_long = model.flops_per_token() * n_iters * sequences * block_size > 1e16
+    is_long = model.flops_per_token() * run.n_iters * sequences * block_size > 1e16
     if compile is True or (compile == "auto" and machine.device.type == "cuda" and is_long):
-        forward = torch.compile(forward)
-    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
-    run = Run(settings, meta, data, machine, forward, model, make_optimizers(model), scaler)
-    run.n_iters = n_iters
+        run.forward = torch.compile(forward)
+    run.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
     run.best_measure = [eval_iters, batch_size, block_size, meta["splits"]["val"]["fingerprint"]]
     if snapshot:
-        resume(run, snapshot)
+        with prepare.named_errors(out_dir):
+            resume(run, snapshot)
     if sum_over_processes(run.step) != [run.step * machine.n_processes]:
         raise ValueError(f"out_dir={out_dir}: expected a folder that all processes share")
-    print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, {n_iters} "
-          f"iterations of {sequences * block_size:,}, {machine.device.type}, "
+    print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, "
+          f"{run.n_iters} iterations of {sequences * block_size:,}, {machine.device.type}, "
           f"{str(machine.dtype)[6:]}, {optimizer}")
     return run
 
@@ -526,10 +527,11 @@ def find_own_snapshot(settings, meta):
     for path in [] if overwrite or init_from == "scratch" else snapshots(out_dir):
         try:
             snapshot = read_snapshot(path, dropout=dropout)
+            with prepare.named_errors(path):
+                theirs = {**snapshot["settings"], "data": snapshot["data"]}
         except ValueError as error:
             print(f"skipping a damaged snapshot: {error}", file=sys.stderr)
             continue
-        theirs = {**snapshot["settings"], "data": snapshot["data"]}
         if init_from in ("auto", "resume"):
             settings["init_from"] = theirs.get("init_from")
         ours = {**settings, "data": meta["splits"]["train"]["fingerprint"]}
@@ -545,10 +547,10 @@ def find_own_snapshot(settings, meta):
 
 
 def resume(run, snapshot):
-    run.step, run.loss = snapshot["step"], snapshot["loss"]
+    run.step, run.loss = int(snapshot["step"]), float(snapshot["loss"])
     old = snapshot["settings"]
     sequences = run.step * old["batch_size"] * old["gradient_accumulation_steps"]
-    run.sequences = snapshot.get("sequences", sequences)
+    run.sequences = int(snapshot.get("sequences", sequences))
     parameters = dict(run.model.named_parameters())
     for opt, saved in zip(run.optimizers, snapshot["optimizer_state_dict"]):
         for name, state in saved["state"].items():
@@ -560,13 +562,11 @@ def resume(run, snapshot):
     lines = log.read_text("utf-8").splitlines() if log.exists() else []
     run.log = [row for row in csv.DictReader(lines) if int(row["step"]) <= run.step]
     run.started -= float(run.log[-1]["seconds"]) if run.log else 0  # sessions before this
-    run.best_val_loss = snapshot["best_val_loss"]
+    run.best_val_loss = float(snapshot["best_val_loss"])
     best = Path(out_dir, "best.pt")
     is_other = snapshot.get("best_measure") != run.best_measure  # (the data may have changed)
     if is_other and best.exists() and len(run.data["val"]) > 1:
-        load_weights(run, read_snapshot(best))  # for a moment
-        run.best_val_loss = evaluate(run, "val")["loss"]
-        load_weights(run, snapshot)
+        run.best_val_loss = evaluate(with_model(run, best), "val")["loss"]
     run.resumed_from = snapshot["path"]
     print(f"resuming from {run.resumed_from}")
 
@@ -615,8 +615,7 @@ def is_due(run, *intervals):  # also after the last iteration
 
 
 def is_stopping(run):
-    """Return whether a process has received a signal. All processes have to ask at the same time,
-    so that all get the same answer."""
+    """Return whether any process has received a signal; set run.stop. All have to ask together."""
     if sum_over_processes(len(run.signals))[0] > 0:
         run.stop = max(run.signals, default=signal.SIGTERM)
     return run.stop > 0
@@ -648,26 +647,28 @@ def evaluate(run, split):
         begins = begins[np.arange(n) * len(begins) // n]
     ends = np.minimum(begins + block_size + 1, len(tokens))
     windows = np.stack((begins, begins + 1, ends), axis=1)
-    nats, n_targets = measure(partial(loss_of, run), tokens, windows, batch_size, block_size,
-                              run.machine.rank, run.machine.n_processes, partial(is_stopping, run))
-    nats, n_targets = sum_over_processes(nats, n_targets)
-    loss = nats / n_targets
+    nats = 0.0
+    for batch_nats in measure(partial(loss_of, run), tokens, windows, batch_size, block_size,
+                              run.machine.rank, run.machine.n_processes):
+        nats += batch_nats
+        if is_stopping(run):
+            break
+    loss = sum_over_processes(nats)[0] / (ends - begins - 1).sum().item()
     bytes_per_token = run.meta["splits"][split].get("bytes", math.nan) / len(tokens)
     return dict(loss=loss, perplexity=math.exp(min(loss, 700)),
                 bits_per_byte=loss / math.log(2) / bytes_per_token)
 
 
-@torch.no_grad()
-def load_weights(run, snapshot):
-    for name, p in run.model.named_parameters():
-        p.copy_(shard_like(p, snapshot["model_state_dict"][name].to(p.device)))
+def with_model(run, name):
+    """Return a copy of the run that has the model of that name or file instead of its own."""
+    model = load_weights_for(name, run.meta)
+    return replace(run, model=model, forward=distributed(model, run.machine.device))
 
 
 def evaluate_only(settings, meta, data, machine):
     """Print the loss of the model that init_from names, or of out_dir's best snapshot."""
     name = get_snapshot(out_dir) if init_from in ("auto", "resume") else init_from
-    model = load_weights_for(name, meta)
-    run = Run(settings, meta, data, machine, distributed(model, machine.device), model)
+    run = with_model(Run(settings, meta, data, machine), name)
     print(REPORT.format(f"{eval_split} with {name}", **evaluate(run, eval_split)))
 
 
@@ -676,8 +677,8 @@ def test(run):
     path = Path(out_dir, "test.json")
     if len(run.data["test"]) < 2 or path.exists():
         return None
-    best = Path(out_dir, "best.pt" if run.best_val_loss < math.inf else "final_model.pt")
-    load_weights(run, read_snapshot(best))
+    best = get_snapshot(out_dir)
+    run = with_model(run, best)
     loss = evaluate(run, "test")
     if run.stop:
         print("stopped before the end of the test: the same command runs it again")
@@ -719,21 +720,15 @@ def save_snapshot(run, name):
     sum_over_processes(0)  # the others wait until it is written
 
 
-def progress_line(run, seconds):
+def progress(run):
+    """Return a line that says how far the run is, and its speed on average."""
+    seconds = time.time() - run.started
+    speed = run.sequences * block_size / seconds
+    left = (run.n_iters - run.step) * seconds / run.step
     start = "\r\033[K" if sys.stdout.isatty() else ""  # replaces the line before
-    return f"{start}iteration {run.step}/{run.n_iters}: {seconds:.2f} s, loss {run.loss:.4f}"
-
-
-def show_progress(run):
-    """Print how far the run is, on a terminal; speed is measured since the last row of the log."""
-    if sys.stdout.isatty() and math.isfinite(run.loss):
-        seconds = time.time() - run.started
-        last = run.log[-1] if run.log else dict(tokens=0, seconds=0)
-        tokens = run.sequences * block_size - int(last["tokens"])
-        speed = tokens / (seconds - float(last["seconds"]))
-        left = (run.n_iters - run.step) * seconds / run.step
-        print(f"{progress_line(run, seconds)}, {speed:,.0f} tokens/s, {left:.0f} s left, "
-              f"{speed * run.model.flops_per_token() / 1e9:,.0f} GFLOP/s", end="", flush=True)
+    return (f"{start}iteration {run.step}/{run.n_iters}: {seconds:.2f} s, loss {run.loss:.4f}, "
+            f"{speed:,.0f} tokens/s, {speed * run.model.flops_per_token() / 1e9:,.0f} GFLOP/s, "
+            f"{left:.0f} s left")
 
 
 def log_progress(run):
@@ -751,7 +746,7 @@ def log_progress(run):
                tokens=run.sequences * block_size, seconds=time.time() - run.started,
                lr=learning_rate * lr_factor(run.step - 1, run.n_iters), train_loss=run.loss)
     run.log.append(row | {f"val_{name}": value for name, value in val.items()})
-    line = progress_line(run, row["seconds"])
+    line = progress(run)
     line += f", {run.n_skipped} steps skipped" if run.n_skipped else ""
     line += f", val loss {val['loss']:.4f}, {val['bits_per_byte']:.4f} bits per byte" if val else ""
     print(line, flush=True)
@@ -781,9 +776,8 @@ def draw_losses(rows, title):
     x = partial(np.interp, xp=(0, last_step), fp=(60, 760))
     y = partial(np.interp, xp=(low, high), fp=(430, 50))
 
-    def text(x, y, content, anchor="middle", color="black"):
-        place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-        return f'<text {place} fill="{color}">{content}</text>'
+    def text(x, y, words, anchor="middle", color="black"):
+        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{words}</text>'
 
     def round_numbers(low, high):  # about six
         power = 10.0 ** math.floor(math.log10((high - low) / 6))

@@ -2,8 +2,8 @@
 
     python train.py config/shakespeare.py --max_iters=500 --compile
 
-Config files are Python and trusted. They run from left to right, and the command line wins over
-them: a setting given as --key=value keeps that value while a config file runs, too.
+Config files are Python and trusted. They run from left to right, and --key=value wins over them,
+also while they run: 1 + max_iters // 8 in a config file sees the value of --max_iters.
 """
 
 import ast
@@ -30,7 +30,7 @@ def override(script, arguments, current=None, at_least_one=()):
             name, equals, text = argument[2:].partition("=")
             value = text if equals else True
             with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-                value = ast.literal_eval(text)  # (there is none in "")
+                value = ast.literal_eval(text)  # a number or True; any other text stays text
             given[name] = checked(described, name, value, text if equals else value)
         elif not argument.endswith(".py"):
             usage(f"{argument!r} is neither --setting=value nor a config file ending in .py")
@@ -47,7 +47,7 @@ def override(script, arguments, current=None, at_least_one=()):
 
 
 def read_settings(script):
-    """Return {name: (default, comment)} for the assignments above the script's first function."""
+    """Return {name: (default, comment)} for the lower-case assignments above the first function."""
     above = Path(script).read_text(encoding="utf-8").partition("\ndef ")[0]
     found = re.findall(r"^([a-z]\w*) = (.*?)(?:  # (.*))?$", above, re.MULTILINE)
     return {name: (ast.literal_eval(default), comment) for name, default, comment in found}
@@ -56,7 +56,7 @@ def read_settings(script):
 def run_config_file(path, settings, described, given):
     """Run a config file with the settings as its globals; return the settings it leaves."""
 
-    class Scope(dict):  # in which assignments to the given names have no effect
+    class Scope(dict):  # assignments to settings of the command line have no effect
         def __setitem__(self, name, value):
             if name not in given:
                 super().__setitem__(name, value)
@@ -70,8 +70,8 @@ def run_config_file(path, settings, described, given):
     assigned = {node.id for node in ast.walk(tree)
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     for name, value in scope.items():
-        helper = name not in assigned or name.startswith("_") or callable(value)
-        if name in described or not helper:
+        is_setting = name in assigned and not name.startswith("_") and not callable(value)
+        if name in described or is_setting:
             settings[name] = checked(described, name, value, value)
     return settings | given  # (a function in it may have assigned to a given name)
 

@@ -4,8 +4,8 @@
     python train.py config/shakespeare.py
     python sample.py --start="O gentle night"
 
-For a text of a megabyte, such as Tiny Shakespeare, add --max_iters=700. The same shape is best on
-a GPU, too: there, larger ones (6 layers of 256 or 384) overfit such short texts and took longer.
+For a text of a megabyte, such as Tiny Shakespeare, add --max_iters=700. This shape is the best on a
+GPU, too: larger ones (6 layers of 256 or 384) overfit so short a text and take longer.
 How the optimizer's settings and the length were chosen is in tests/bench_train.py.
 """
 n_layer = 4
@@ -13,7 +13,7 @@ n_head = 4
 n_embd = 192
 block_size = 64
 batch_size = 32
-max_iters = 230  # 5 epochs of input.txt; with more of them it overfits
+max_iters = 230  # 5 epochs of input.txt; more would overfit
 optimizer = "muon"
 muon_learning_rate = 0.04
 muon_polynomials = "polar-express"

@@ -280,6 +280,7 @@ def test_random_data_ends_in_success_or_one_line(trial, good):
 def test_random_snapshots_end_in_success_or_one_line(trial, good):
     dice = random.Random(6)
     rest = read_snapshot(good / "out" / "final_model.pt")
+    del rest["model"]  # or weights_only would refuse every file
     optimizer = {"optimizer_state_dict": rest.pop("optimizer_state_dict")}
     for case in range(50):
         shutil.copytree(good / "out", f"out{case}")
