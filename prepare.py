@@ -198,13 +198,11 @@ VISIBLE = {byte: character for character, byte in HIDDEN.items()}
 
 
 def configure(arguments):
-    globals().update(config.override(__file__, arguments))
-    config.one_of(globals(), encoding_errors=("strict", "replace"))
+    globals().update(config.override(__file__, arguments, vocab_size=257,
+                                     encoding_errors=("strict", "replace")))
     is_model = tokenizer.startswith("gpt2") or "/" in tokenizer  # at Hugging Face
     if tokenizer != "bpe" and not is_model and not os.path.exists(tokenizer):
         config.usage(f"{tokenizer=}: expected 'bpe', 'gpt2', an existing folder or owner/name")
-    if vocab_size < 257:
-        config.usage(f"{vocab_size=}: expected at least 257")
     if val_fraction + test_fraction >= 1:
         config.usage(f"{val_fraction=} and {test_fraction=} leave nothing to train on")
 
@@ -281,13 +279,12 @@ def lock_folder(folder, rank=0):
         return None
     import fcntl
     Path(folder).mkdir(parents=True, exist_ok=True)
-    file = open(Path(folder, ".lock"), "a+")
+    file = open(Path(folder, ".lock"), "a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        file.seek(0)
-        raise ValueError(f"{folder} is in use by process {file.read()}: wait for it to end, or "
-                         "choose another folder") from error
+        raise ValueError(f"{folder} is in use by process {Path(file.name).read_text()}: wait for "
+                         "it to end, or choose another folder") from error
     file.truncate(0)
     print(os.getpid(), end="", file=file, flush=True)
     return file
@@ -400,10 +397,15 @@ def find_files(sources):
 
 
 def document_pieces(paths):
-    """Yield (text, is_last) for all pieces of all documents; a document ends with is_last."""
+    """Yield (text, is_last) for all pieces of all documents but empty ones. A document ends, with
+    is_last, where its file or line does or, with split_on_eot, at <|endoftext|>."""
     for path in paths:
         with named_errors(path), open(path, "rb") as file:
-            yield from read(path, file)
+            for text, is_last in read(path, file):  # (a mark is never first in the rest of a text)
+                *ended, rest = text.split(END_OF_TEXT) if split_on_eot else [text]
+                yield from ((part, True) for part in ended if part)
+                if rest:
+                    yield rest, is_last
 
 
 def read(name, file, inner_name=None):
@@ -428,8 +430,7 @@ def read(name, file, inner_name=None):
     elif ending in TEXT_ENDINGS:
         stream = io.TextIOWrapper(file, "utf-8", encoding_errors, "\n")
         with named_errors(name, stream):
-            pieces = json_texts(stream) if ending == ".jsonl" else text_pieces(stream)
-            yield from split_at_marks(pieces)
+            yield from json_texts(stream) if ending == ".jsonl" else text_pieces(stream)
     elif ending in CONVERTERS:
         raise ValueError(f"{name}: convert {ending} to .jsonl or text: {CONVERTERS[ending]} "
                          f"{name} | python prepare.py --input=-.jsonl (or --input=- for text)")
@@ -463,15 +464,6 @@ def text_pieces(stream):
             yield rest[:cut.end()], False
             rest = rest[cut.end():]
     yield rest + block, True
-
-
-def split_at_marks(pieces):
-    """Yield the pieces that are not empty; with split_on_eot, <|endoftext|> ends a document."""
-    for text, is_last in pieces:  # (a mark is never the first thing in the rest of a document)
-        *ended, rest = text.split(END_OF_TEXT) if split_on_eot else [text]
-        yield from ((part, True) for part in ended if part)
-        if rest:
-            yield rest, is_last
 
 
 def read_meta(folder):
@@ -561,28 +553,25 @@ def gpt2_tokenizer():
 def read_tokenizer(folder, vocab_size):
     """Return the description of the tokenizer in a model's folder; without any, GPT-2's if the
     vocab_size is. Raises ValueError where tiktoken would give other ids than that tokenizer."""
-    special, whole_words = {}, False
-    if (folder / "tokenizer.json").exists():
-        found = json.loads((folder / "tokenizer.json").read_bytes())
+    merges_of = {"tokenizer.json": None, "vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
+    name = next((name for name in merges_of if (folder / name).exists()), None)
+    if name is None:
+        return gpt2_tokenizer() if vocab_size == 50257 else None
+    found = json.loads((folder / name).read_bytes())
+    if name == "tokenizer.json":
         check_tokenizer(found)
-        ids, merges = found["model"]["vocab"], found["model"]["merges"]
-        special = {added["content"]: added["id"] for added in found.get("added_tokens") or ()}
-        whole_words = found["model"].get("ignore_merges")
-    else:
-        names = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-        names = [pair for pair in names if (folder / pair[0]).exists()]
-        if not names:
-            return gpt2_tokenizer() if vocab_size == 50257 else None
-        ids = json.loads((folder / names[0][0]).read_bytes())
-        merges = (folder / names[0][1]).read_text(encoding="utf-8").split("\n")
-        merges = [line for line in merges if " " in line and not line.startswith("#version")]
+    else:  # two files
+        text = (folder / merges_of[name]).read_text(encoding="utf-8")
+        merges = regex.findall("(?m)^(?!#version).* .*$", text)
+        found = {"model": {"vocab": found, "merges": merges}}
+    ids, merges = found["model"]["vocab"], found["model"]["merges"]
+    special = {added["content"]: added["id"] for added in found.get("added_tokens") or ()}
     pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-    merged = [ids.get(left + right, -1) for left, right in pairs]
     made = {chr(byte).translate(VISIBLE) for byte in range(256)} | {"".join(p) for p in pairs}
     ranks = {pair: rank for rank, pair in enumerate(pairs)}
     for token in made & special.keys():
         raise ValueError(f"its tokenizer has {token!r} as an ordinary and as a special token")
-    findable = (ids.keys() - special.keys()) if whole_words else made
+    findable = (ids.keys() - special.keys()) if found["model"].get("ignore_merges") else made
     for token in findable:
         if token not in made or joined(token, ranks) != [token]:  # but tiktoken would find it
             raise ValueError(f"its tokenizer has a token {token!r} that no merge leads to")
@@ -590,10 +579,10 @@ def read_tokenizer(folder, vocab_size):
     special = {token: i for token, i in ids.items() if token not in made}
     if len(ids) > len(set(ids.values())):
         raise ValueError("two tokens of its tokenizer have the same id")
-    if -1 in merged or merged != sorted(merged):
-        raise ValueError("the ids of its tokenizer are not in the order of its merges")
     if not made <= ids.keys() or not special:
-        raise ValueError("its tokenizer lacks some of the 256 bytes, or a token that ends a text")
+        raise ValueError("its tokenizer lacks some of the 256 bytes or merges, or what ends a text")
+    if pairs != sorted(pairs, key=lambda pair: ids["".join(pair)]):
+        raise ValueError("the ids of its tokenizer are not in the order of its merges")
     if max(ids.values()) >= vocab_size:
         raise ValueError(f"its tokenizer has ids up to {max(ids.values())}, beyond {vocab_size=}")
     token_of = {ids[token]: token.translate(HIDDEN) for token in made}
@@ -611,11 +600,8 @@ def read_tokenizer(folder, vocab_size):
 def joined(word, ranks):
     """Return the tokens a BPE makes of a word: the pair with the lowest rank is joined first."""
     tokens = list(word)
-    while len(tokens) > 1:
-        pairs = itertools.pairwise(tokens)
-        rank, i = min((ranks.get(pair, float("inf")), i) for i, pair in enumerate(pairs))
-        if rank == float("inf"):  # no merge joins any of them
-            break
+    while pairs := ranks.keys() & itertools.pairwise(tokens):  # neighbors that some merge joins
+        i = list(itertools.pairwise(tokens)).index(min(pairs, key=ranks.get))
         tokens[i:i + 2] = [tokens[i] + tokens[i + 1]]
     return tokens
 

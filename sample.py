@@ -121,7 +121,7 @@ LOADED = ("out_dir", "snapshot", "init_from", "export", "score", "device", "dtyp
 
 
 def configure(arguments, current=None):
-    settings = config.override(__file__, arguments, current, ("num_samples", "stride"))
+    settings = config.override(__file__, arguments, current, num_samples=1, stride=1)
     if settings["dtype"] == "int8" and settings["device"] not in ("auto", "cpu"):
         config.usage(f"dtype='int8' with device={settings['device']!r}: expected 'cpu'")
     if not 0 < settings["top_p"] <= 1:
@@ -140,12 +140,9 @@ def encode_prompt(model, encoding, prompt, n_rows):  # -> ids (n_rows, T)
 
 def text_decoder(encoding):
     """Return a function token -> text that holds back incomplete characters."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def decode(token):
-        return "" if token == encoding.eot_token else decoder.decode(encoding.decode_bytes([token]))
-
-    return decode
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    end = encoding.eot_token
+    return lambda token: "" if token == end else decode(encoding.decode_bytes([token]))
 
 
 def respond(model, encoding, prompt, generator):

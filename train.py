@@ -345,11 +345,11 @@ AT_LEAST_ONE = """batch_size block_size n_layer n_head n_embd gradient_accumulat
 
 
 def configure(arguments):
-    settings = config.override(__file__, arguments, at_least_one=AT_LEAST_ONE)
-    config.one_of(
-        settings, optimizer=("muon", "adamw"), lr_schedule=("linear", "cosine", "step", "constant"),
-        target_split=("train", "val"), eval_split=("train", "val", "test"), size=("", *SIZES),
-        parallel=("ddp", "fsdp"), compile=("auto", True, False), muon_polynomials=(*POLYNOMIALS,))
+    settings = config.override(
+        __file__, arguments, **dict.fromkeys(AT_LEAST_ONE, 1), optimizer=("muon", "adamw"),
+        lr_schedule=("linear", "cosine", "step", "constant"), target_split=("train", "val"),
+        eval_split=("train", "val", "test"), size=("", *SIZES), parallel=("ddp", "fsdp"),
+        compile=("auto", True, False), muon_polynomials=(*POLYNOMIALS,))
     globals().update(settings)
     if not max_iters and not max_epochs:
         config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")

@@ -15,9 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def override(script, arguments, current=None, at_least_one=()):
+def override(script, arguments, current=None, **allowed):
     """Return {name: value}: the script's defaults (or current settings) with the arguments applied.
-    Numbers have to be at least 0, those in at_least_one at least 1. Wrong usage ends the script."""
+    allowed has a tuple of values for a setting, or its least number, else 0. Wrong usage ends the
+    script."""
     described = read_settings(script)
     if "--help" in arguments or "-h" in arguments:
         print(f"usage: python {Path(script).name} [config.py] [--setting=value] ...\n")
@@ -39,10 +40,12 @@ def override(script, arguments, current=None, at_least_one=()):
         if not argument.startswith("--"):
             settings = run_config_file(argument, settings, described, given)
     for name, value in settings.items():
-        least = 1 if name in at_least_one else 0
+        expected = allowed.get(name, 0)
         end = 2**63 if type(value) is int else float("inf")
-        if type(value) in (int, float) and not least <= value < end:
-            usage(f"{name}={value}: expected a number of at least {least}, below 2**63")
+        if type(expected) is tuple and value not in expected:
+            usage(f"{name}={value!r}: expected one of {', '.join(map(repr, expected))}")
+        if type(value) in (int, float) and not expected <= value < end:
+            usage(f"{name}={value}: expected a number of at least {expected}, below 2**63")
     return settings
 
 
@@ -56,10 +59,9 @@ def read_settings(script):
 def run_config_file(path, settings, described, given):
     """Run a config file with the settings as its globals; return the settings it leaves."""
 
-    class Scope(dict):  # assignments to settings of the command line have no effect
+    class Scope(dict):  # in which settings of the command line keep their values
         def __setitem__(self, name, value):
-            if name not in given:
-                super().__setitem__(name, value)
+            super().__setitem__(name, given.get(name, value))
 
     scope = Scope(settings, __file__=path)
     try:
@@ -94,12 +96,6 @@ def checked(described, name, value, text):
     if type(value) is not expected:
         usage(f"{name}={value!r}: expected {expected.__name__}, not {type(value).__name__}")
     return value
-
-
-def one_of(settings, **allowed):
-    for name, values in allowed.items():
-        if settings[name] not in values:
-            usage(f"{name}={settings[name]!r}: expected one of {', '.join(map(repr, values))}")
 
 
 def usage(message):

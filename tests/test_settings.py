@@ -95,11 +95,12 @@ def test_a_number_below_0_or_too_large_is_refused(script, capsys, argument):
 @pytest.mark.parametrize("least, names", [(1, ("steps",)), (0, ())])
 def test_the_error_names_the_least_number_that_is_allowed(script, capsys, least, names):
     with pytest.raises(SystemExit) as stop:
-        config.override(script, [f"--steps={least - 1}"], at_least_one=names)
+        config.override(script, [f"--steps={least - 1}"], **dict.fromkeys(names, 1))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and f"steps={least - 1}" in error
     assert f"expected a number of at least {least}" in error
-    assert config.override(script, [f"--steps={least}"], at_least_one=names)["steps"] == least
+    settings = config.override(script, [f"--steps={least}"], **dict.fromkeys(names, 1))
+    assert settings["steps"] == least
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_name(script, capsys):
