@@ -462,14 +462,9 @@ def new_cache(model, n_rows, max_new_tokens, compile=False):
 
 def pack(layer, n_rows):
     """Store a layer's weights in the order in which its product with n_rows rows reads them."""
-    weight = layer.weight.detach()
-    cpu = torch.backends.cpu.get_cpu_capability()
-    if n_rows > 1 or cpu.startswith("AVX512"):
-        weight = torch.ops.mkldnn._reorder_linear_weight(weight, n_rows)
-        layer.forward = partial(torch.ops.mkldnn._linear_pointwise, W=weight, B=layer.bias,
-                                attr="none", scalars=[], algorithm="")  # F.linear
-    elif cpu == "AVX2" and layer.out_features >= layer.in_features:  # by columns, the longer ones
-        layer.forward = partial(F.linear, weight=weight.T.contiguous().T, bias=layer.bias)
+    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), n_rows)
+    layer.forward = partial(torch.ops.mkldnn._linear_pointwise, W=weight, B=layer.bias,
+                            attr="none", scalars=[], algorithm="")  # F.linear
 
 
 def for_inference(model, device, dtype):

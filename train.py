@@ -263,8 +263,8 @@ def train_step(run):
         # DDP averages the gradients of all processes once, in the last backward pass.
         is_last = i + n_processes >= gradient_accumulation_steps
         run.forward.require_backward_grad_sync = is_last
-        # Forward and backward. A process sums its forward passes, and DDP averages the processes:
-        # n_processes / gradient_accumulation_steps of that is the mean over all forward passes.
+        # Forward and backward. A process sums its forward passes, and DDP averages the processes;
+        # times n_processes / gradient_accumulation_steps, that is the mean of all forward passes.
         ids = get_batch(run.data["train"], run.sequences + i * batch_size)
         inputs, targets = ids[:, :-1], ids[:, 1:]  # the target of a position is the next token
         loss = loss_of(run, inputs, targets) * (n_processes / gradient_accumulation_steps)

@@ -4,7 +4,7 @@
     python train.py config/shakespeare.py
     python sample.py --start="O gentle night"
 
-For a text of a megabyte, such as Tiny Shakespeare, add --max_iters=700. This shape is the best on a
+For a text of a megabyte, such as Tiny Shakespeare, add --max_iters=680. This shape is the best on a
 GPU, too: larger ones (6 layers of 256 or 384) overfit so short a text and take longer.
 How the optimizer's settings and the length were chosen is in tests/bench_train.py.
 """

@@ -88,11 +88,16 @@ Tiny Shakespeare, validation:
     770, Polar Express, embeddings decayed by 0.3                        seed 2: 2.090
     770, by 0.6                                                          seed 2: 2.084
     770, by 1                                                            seed 2: 2.072
+    680, by 1                                            seed 1: 2.082   seed 2: 2.092
+    680, by 2                                            seed 1: 2.090   seed 2: 2.087
 
 The whole command beside commit 4c3f6af's, alternating (the recipe of each and --max_iters; two Zen
-3 cores; this one evaluated ten times with seeds 1 and 2, and as now eight times with seed 3):
+3 cores, a day for each table): the median is lower, in 0.65 and 0.71 of the time.
 
     seed                            1                  2                  3
+    4c3f6af, 970 iterations         2.084, 497 s       2.087, 503 s       2.089, 518 s
+    now, 680 iterations             2.082, 326 s       2.092, 340 s       2.077, 325 s
+
     4c3f6af, 970 iterations         2.084, 501 s       2.087, 472 s       2.089, 488 s
     now, 700 iterations             2.082, 357 s       2.086, 331 s       2.077, 347 s
 
