@@ -139,8 +139,7 @@ def write_splits(pieces, encoding):
     splits = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}
     digest = hashlib.sha256()
     with ExitStack() as stack:  # closes all three files
-        files = {split: stack.enter_context(atomic_write(f"{out_dir}/{split}.bin.new"))
-                 for split in SPLITS}
+        files = {s: stack.enter_context(atomic_write(f"{out_dir}/{s}.bin.new")) for s in SPLITS}
         for split, utf8, ids in encode_in_threads(pieces, encoding):
             files[split].write(ids)
             splits[split]["tokens"] += len(ids)
