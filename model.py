@@ -182,12 +182,12 @@ class GPT(nn.Module):
         if temperature < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_p=}: expected temperature >= 0, 0 < top_p <= 1")
         cache = new_cache(self, len(idx), max_new_tokens, compile)  # a Cache, or a faster variant
-        u = uniform_rows(len(idx), max_new_tokens, generator).to(idx.device)
+        random_numbers = uniform_rows(len(idx), generator, idx.device)
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
-        for i in range(max_new_tokens):
+        for _ in range(max_new_tokens):
             # Run the model on the tokens it has not read yet, and draw the one that follows.
             logits = cache.next_logits(idx)
-            new = choose_token(logits, u[:, i:i + 1], temperature, top_k, top_p)
+            new = choose_token(logits, next(random_numbers), temperature, top_k, top_p)
             # A row that has ended repeats eos_token.
             if eos_token is not None:
                 new = new.masked_fill(done, eos_token)
@@ -426,11 +426,14 @@ def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processe
         yield loss.item() * count if count > 0 else 0.0
 
 
-def uniform_rows(n_rows, n, generator=None):
-    """Return uniform random numbers (n_rows, n). More rows or columns don't change the others."""
-    device = "cpu" if generator is None else generator.device
-    seeds = torch.randint(2**62, (n_rows,), generator=generator, device=device).tolist()
-    return torch.stack([torch.rand(n, generator=torch.Generator().manual_seed(s)) for s in seeds])
+def uniform_rows(n_rows, generator, device):
+    """Yield uniform random numbers (n_rows, 1) forever. More rows don't change the first ones."""
+    where = "cpu" if generator is None else generator.device
+    seeds = torch.randint(2**62, (n_rows,), generator=generator, device=where).tolist()
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    while True:  # 256 at a time: a copy to the device for each token would take longer
+        block = torch.stack([torch.rand(256, generator=row) for row in generators])
+        yield from block.to(device).split(1, dim=1)
 
 
 def n_token_ids(tokenizer):

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import bench_scale
 import pytest
 import torch
-from conftest import ROOT, succeed
+from conftest import ROOT, call, succeed
 
 import train
 from model import GPT, SIZES, GPTConfig, read_snapshot
@@ -543,6 +543,22 @@ def test_two_nodes_train_with_fsdp_as_one_process_does(alone, tiny, tmp_path):
     assert (tmp_path / "final_model.pt").exists() and "error:" not in "".join(outputs)
     assert_same_losses(losses(tmp_path), losses(alone.folder / "muon")[:15])
     assert sorted("iteration 15/15" in output for output in outputs) == [False, True]
+
+
+def test_each_process_takes_its_own_gpu_before_it_touches_any(monkeypatch):
+    calls = []
+
+    def get_device(*settings):
+        calls.append("a GPU is touched")
+        raise ValueError("enough")
+
+    for name, value in (("RANK", "3"), ("LOCAL_RANK", "3"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(train, "get_device", get_device)
+    assert call("train")[0] == 1
+    assert calls == [3, "a GPU is touched"]
 
 
 # ---- on paper -----------------------------------------------------------------------------------

@@ -257,7 +257,7 @@ def running(run_dir, *arguments):
 
 
 def test_text_is_in_the_pipe_before_all_of_it_is_made_and_ctrl_c_ends_with_130(run_dir):
-    with running(run_dir, "--start=To be", "--max_new_tokens=1000000000") as process:
+    with running(run_dir, "--start=To be", "--max_new_tokens=1000000000000") as process:
         assert process.stdout.read(40).startswith(b"To be")
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
@@ -266,7 +266,7 @@ def test_text_is_in_the_pipe_before_all_of_it_is_made_and_ctrl_c_ends_with_130(r
 
 
 def test_a_reader_that_closes_the_pipe_ends_the_program_without_an_error(run_dir):
-    with running(run_dir, "--start=To be", "--max_new_tokens=1000000000") as process:
+    with running(run_dir, "--start=To be", "--max_new_tokens=1000000000000") as process:
         assert process.stdout.read(10).startswith(b"To be")
         process.stdout.close()
         assert process.wait() == 0
@@ -328,7 +328,7 @@ def test_an_invalid_line_gets_an_error_message_and_changes_nothing(
 
 
 def test_ctrl_c_stops_the_text_and_not_the_program(run_dir):
-    with running(run_dir, "--interactive", "--max_new_tokens=1000000000") as process:
+    with running(run_dir, "--interactive", "--max_new_tokens=1000000000000") as process:
         process.stdin.write(b"To be\n")
         process.stdin.flush()
         assert process.stdout.read(200).startswith(b"To be")  # and it would never end
