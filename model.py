@@ -182,12 +182,12 @@ class GPT(nn.Module):
         if temperature < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_p=}: expected temperature >= 0, 0 < top_p <= 1")
         cache = new_cache(self, len(idx), max_new_tokens, compile)  # a Cache, or a faster variant
-        random_numbers = uniform_rows(len(idx), generator, idx.device)
+        u = uniform_rows(len(idx), generator or torch.default_generator, idx.device)
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
         for _ in range(max_new_tokens):
             # Run the model on the tokens it has not read yet, and draw the one that follows.
             logits = cache.next_logits(idx)
-            new = choose_token(logits, next(random_numbers), temperature, top_k, top_p)
+            new = choose_token(logits, next(u), temperature, top_k, top_p)
             # A row that has ended repeats eos_token.
             if eos_token is not None:
                 new = new.masked_fill(done, eos_token)
@@ -251,7 +251,8 @@ class Cache:
 
     def __init__(self, model, batch_size):
         self.model = model
-        config, weight = model.config, model.transformer.wte.weight
+        config = model.config
+        weight = model.transformer.wte.weight
         head_dim = config.n_embd // config.n_head
         # (layer, key or value, B, n_head, position, head_dim)
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
@@ -344,8 +345,7 @@ def get_device(device="auto", dtype="auto"):
     if dtype == "auto":
         dtype = "float32"
         if device.type == "cuda":
-            is_native = torch.cuda.is_bf16_supported(including_emulation=False)
-            dtype = "bfloat16" if is_native else "float16"
+            dtype = "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"  # not emulated
         elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # in new PyTorch
             # Faster with AMX, or with AVX512-BF16 on AMD (Intel has AVX512-FP16, too).
             has = torch.cpu.get_capabilities()
@@ -428,8 +428,7 @@ def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processe
 
 def uniform_rows(n_rows, generator, device):
     """Yield uniform random numbers (n_rows, 1) forever. More rows don't change the first ones."""
-    where = "cpu" if generator is None else generator.device
-    seeds = torch.randint(2**62, (n_rows,), generator=generator, device=where).tolist()
+    seeds = torch.randint(2**62, (n_rows,), generator=generator, device=generator.device).tolist()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     while True:  # 256 at a time: a copy to the device for each token would take longer
         block = torch.stack([torch.rand(256, generator=row) for row in generators])
@@ -541,8 +540,7 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
     """Return [(ids, log-probability of what follows idx)] for idx (1, T), keeping the most likely
     beams at each step; the best log-probability / length ** length_penalty is the first. A beam
     with eos_token is complete."""
-    if eos_token is None:
-        eos_token = -1  # which no text contains
+    eos_token = -1 if eos_token is None else eos_token  # no text contains -1
     T = idx.size(1)
     cache = new_cache(model, beams, max_new_tokens)
     texts = idx.expand(beams, -1)
@@ -844,9 +842,8 @@ def export(model, folder, tokenizer):
     files["generation_config.json"] = end_tokens | dict(max_length=config.block_size)
     files["config.json"] = GPT2 | end_tokens | dict(
         architectures=["GPT2LMHeadModel"], n_positions=config.block_size, n_ctx=config.block_size,
-        n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd,
-        vocab_size=config.vocab_size, attn_pdrop=0.0, embd_pdrop=config.dropout,
-        resid_pdrop=config.dropout)
+        n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, attn_pdrop=0.0,
+        vocab_size=config.vocab_size, embd_pdrop=config.dropout, resid_pdrop=config.dropout)
     weights = {}
     for name, parameter in model.named_parameters():
         tensor = parameter.detach().cpu().float()

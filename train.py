@@ -242,7 +242,8 @@ class Run:
 def loss_of(run, inputs, targets):
     """Return the mean loss of inputs (B, T) with targets (B, T), where -1 does not count."""
     ids = torch.stack((inputs, targets))  # one copy to the device instead of two
-    highest, vocab_size = ids.max(), run.model.config.vocab_size
+    highest = ids.max()
+    vocab_size = run.model.config.vocab_size
     if highest >= vocab_size:
         raise ValueError(f"token {highest} in {data_dir}, but {vocab_size=}: prepare it again")
     if run.machine.device.type == "cuda":
@@ -381,8 +382,7 @@ def start_processes():
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # only the first process prints
     if gradient_accumulation_steps % n_processes:
-        config.usage(f"{gradient_accumulation_steps=}, expected {n_processes} (processes) times an "
-                     "integer")
+        config.usage(f"{gradient_accumulation_steps=}: not a multiple of {n_processes} processes")
     return Machine(place, matrix_dtype, autocast, rank, n_processes)
 
 
