@@ -222,7 +222,7 @@ class GPT(nn.Module):
 
     def crop_block_size(self, block_size):
         """Forget the positions beyond block_size."""
-        if block_size > self.config.block_size:
+        if not 0 < block_size <= self.config.block_size:
             raise ValueError(f"{block_size=}: the model has {self.config.block_size} positions")
         self.transformer.wpe.weight.data = self.transformer.wpe.weight.data[:block_size].clone()
         self.transformer.wpe.num_embeddings = block_size
@@ -233,7 +233,7 @@ class GPT(nn.Module):
         """Return the GPT-2 of that name: "gpt2", "owner/name" or "owner/name@revision" at Hugging
         Face, a folder with a model or a run, or a snapshot. It is in eval mode; nothing in the
         files is executed. Errors are a ValueError with a message of one line."""
-        return load_pretrained(name, dropout).eval()
+        return load_pretrained(str(name), dropout).eval()
 
     @staticmethod
     def from_snapshot(path):
@@ -447,26 +447,29 @@ def new_cache(model, n_rows, max_new_tokens, compile=False):
     """Return the fastest Cache for generating n_rows texts. On a CPU, it may be that of a copy of
     the model whose large layers are packed, as the weights are now; other weights are shared."""
     head = model.lm_head.weight
-    if model.training or head is None or hasattr(head, "full_tensor"):  # int8; sharded by FSDP
+    is_plain = isinstance(head, nn.Parameter) and not hasattr(head, "full_tensor")  # (int8; FSDP)
+    if model.training or not is_plain or torch.is_autocast_enabled(head.device.type):
         return Cache(model, n_rows)
     if not head.is_cpu:
         return CUDAGraphCache(model, n_rows) if compile else Cache(model, n_rows)
     supported = torch.backends.mkldnn.is_available() and (head.dtype == torch.float32 or (
         head.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
     if supported and n_rows * max_new_tokens >= 32:  # packing takes as long as a few steps
-        shared = [*model.parameters(), model.tokenizer]
-        model = copy.deepcopy(model, {id(each): each for each in shared})
-        for layer in model.modules():
-            if isinstance(layer, nn.Linear) and layer.weight.numel() >= 1 << 19:  # above 2 MB
-                pack(layer, n_rows)
+        model = packed(model, n_rows)
     return Cache(model, n_rows)
 
 
-def pack(layer, n_rows):
-    """Store a layer's weights in the order in which its product with n_rows rows reads them."""
-    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), n_rows)
-    layer.forward = partial(torch.ops.mkldnn._linear_pointwise, W=weight, B=layer.bias,
-                            attr="none", scalars=[], algorithm="")  # F.linear
+def packed(module, n_rows):
+    """Return a copy of the module that shares all but the weights of large linear layers: they are
+    stored in the order in which a product with n_rows rows reads them."""
+    new = copy.copy(module)
+    new._modules = {name: packed(child, n_rows) for name, child in module._modules.items()}
+    weight = module._parameters.get("weight")  # (None where pruning or the like computes it)
+    if type(module) is nn.Linear and weight is not None and weight.numel() >= 1 << 19:  # 2 MB
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), n_rows)
+        new.forward = partial(torch.ops.mkldnn._linear_pointwise, W=weight, B=module.bias,
+                              attr="none", scalars=[], algorithm="")  # F.linear
+    return new
 
 
 def for_inference(model, device, dtype):
@@ -479,7 +482,7 @@ def for_inference(model, device, dtype):
     if dtype != "int8":
         return model.to(device, dtype).eval()
     for layer in model.modules():
-        if isinstance(layer, nn.Linear):
+        if type(layer) is nn.Linear:
             weight = layer.weight.detach()
             scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
             zeros = torch.zeros(len(weight), dtype=torch.int64)
@@ -557,7 +560,8 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
         scores, best = totals.flatten().topk(beams)
         parents, new = torch.unravel_index(best, totals.shape)
         texts = torch.cat((texts[parents], new[:, None]), dim=1)
-        cache.past = cache.past[:, :, parents]
+        filled = cache.past[..., :cache.length, :]
+        filled.copy_(filled[:, :, parents])
     lengths = ((texts[:, T:] != eos_token).sum(dim=1) + 1).clamp(max=texts.size(1) - T)
     ranks = scores / lengths ** length_penalty
     return [(texts[i, :T + lengths[i]].tolist(), scores[i].item())
@@ -589,14 +593,12 @@ def read_snapshot(path, **changes):
 def get_snapshot(out_dir, which="auto"):
     """Return the path of a run's snapshot: 'best', 'final', 'latest' or the first that exists."""
     paths = [Path(out_dir, "best.pt"), Path(out_dir, "final_model.pt"), *snapshots(out_dir)]
-    named = dict(zip(("best", "final", "latest"), paths))
-    if which != "auto":
-        return Path(named.get(which, which))
-    for path in paths:
+    named = {"auto": paths, "best": paths[:1], "final": paths[1:2], "latest": paths[2:]}
+    for path in named.get(which, [Path(which)]):
         if path.exists():
             return path
-    raise ValueError(f"there is no snapshot in {out_dir}: python train.py makes one (the model of "
-                     "another tool has a config.json)")
+    raise ValueError(f"there is no snapshot ({which}) in {out_dir}: python train.py makes one (the "
+                     "model of another tool has a config.json)")
 
 
 def snapshots(out_dir):
@@ -631,6 +633,8 @@ def load_pretrained(name, dropout):
         path = get_snapshot(path)
     if path.suffix == ".pt":
         return read_snapshot(path, dropout=dropout)["model"]
+    if path.is_file():
+        raise ValueError(f"{name} is a file: expected its folder, or a snapshot (.pt)")
     with prepare.named_errors(name):
         folder = path if path.is_dir() else hub_folder(name)
         model = load_weights(folder, dropout)
@@ -827,6 +831,8 @@ def read_tensorflow(path):
 def export(model, folder, tokenizer):
     """Write config.json, model.safetensors and the tokenizer's files, all of them or none."""
     folder, config = Path(folder), model.config
+    if model.lm_head.weight is not model.transformer.wte.weight:
+        raise ValueError("the output matrix is not the token embedding (for_inference unties them)")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose another folder")
     files, end_id = {}, config.vocab_size - 1

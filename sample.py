@@ -117,7 +117,8 @@ def main(arguments=None):
 
 # ---- plumbing: skip on a first reading ----
 
-LOADED = ("out_dir", "snapshot", "init_from", "export", "score", "device", "dtype")  # by the model
+# Settings that are used once, before the first prompt:
+LOADED = "out_dir snapshot init_from export start score stride interactive device dtype".split()
 
 
 def configure(arguments, current=None):
@@ -165,11 +166,11 @@ def converse(model, encoding):
             if not line:
                 return
             if line.startswith("/"):
-                name = line[1:].split()[0] if line[1:].split() else ""
-                if name in LOADED:
-                    raise ValueError(f"{name} can't be changed now: start sample.py again")
+                words = line[1:].strip().replace("=", " ", 1).split(maxsplit=1)  # name, value
+                if words and words[0] in LOADED:
+                    raise ValueError(f"{words[0]} can't be changed now: start sample.py again")
                 current = {name: globals()[name] for name in config.read_settings(__file__)}
-                configure(["--" + line[1:].strip().replace(" ", "=", 1)], current)
+                configure(["--" + "=".join(words)], current)
                 if seed != current["seed"]:
                     generator.manual_seed(seed)
             else:

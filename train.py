@@ -354,6 +354,9 @@ def configure(arguments):
     globals().update(settings)
     if not max_iters and not max_epochs:
         config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")
+    shape = [text for text in arguments if text.startswith(("--n_layer", "--n_head", "--n_embd"))]
+    if size and shape:
+        config.usage(f"{shape[0]} has no effect with {size=}: add --size= for a shape of your own")
     if min_lr > learning_rate:
         config.usage(f"{min_lr=}: expected at most {learning_rate=}")
     if overwrite and init_from in ("auto", "resume"):
@@ -428,7 +431,7 @@ def load_data(folder):
     if Path(folder, "meta.pkl").exists():
         raise ValueError(f"{folder} holds nanoGPT's character tokens (meta.pkl): {again}")
     meta = prepare.read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={})
-    least = {eval_split if eval_only else target_split: 2, "train": block_size + 1}  # tokens
+    least = {eval_split: 2} if eval_only else {target_split: 2, "train": block_size + 1}  # tokens
     data = {}
     for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
@@ -513,9 +516,9 @@ def load_weights_for(name, meta):
     """Return the model of that name, with block_size positions, if the data is in its tokens."""
     model = GPT.from_pretrained(name, dropout)
     model.crop_block_size(block_size)
-    theirs = model.tokenizer or meta["tokenizer"]
-    is_other = meta["tokenizer"] | {"name": theirs["name"]} != theirs  # whatever it is called
-    if is_other or model.config.vocab_size < meta["vocab_size"]:
+    model.tokenizer = model.tokenizer or meta["tokenizer"]
+    ours = meta["tokenizer"] | {"name": model.tokenizer["name"]}  # whatever it is called
+    if ours != model.tokenizer or model.config.vocab_size < meta["vocab_size"]:
         raise ValueError(f"{data_dir} is not in the tokens of {name}: prepare the text with "
                          f"python prepare.py --tokenizer={name}")
     return model
@@ -541,8 +544,9 @@ def find_own_snapshot(settings, meta):
                 raise ValueError(f"{path} has {found}: {instead}")
         return snapshot | {"path": path}
     if not overwrite and (files_of_run() or init_from == "resume"):
-        raise ValueError(f"{init_from=}, but {out_dir} has {len(files_of_run())} files of a run "
-                         f"and no valid snapshot to resume: {instead}")
+        missing = "" if init_from == "scratch" else " and no valid snapshot to resume"
+        raise ValueError(f"{init_from=}, but {out_dir} has {len(files_of_run())} files of a run"
+                         f"{missing}: {instead}")
     return None
 
 
@@ -607,7 +611,7 @@ def catch_signals(run):
 
 def is_finished(run):
     loss = run.best_val_loss if target_split == "val" else run.loss
-    return run.step >= run.n_iters or loss <= target_loss
+    return run.step >= run.n_iters or (target_loss > 0 and loss <= target_loss)
 
 
 def is_due(run, *intervals):  # also after the last iteration
@@ -817,7 +821,7 @@ def print_samples(run, count):
     text = run.data["val"][:min(max_length, block_size)]
     if len(text):
         text = torch.from_numpy(text).to(run.machine.device)[None]  # (1, T)
-        predicted = run.model(text, text)[0].argmax(dim=-1)
+        predicted = run.model(text, text)[0][..., :encoding.n_vocab].argmax(dim=-1)
         print(f"  text      |{encoding.decode(text[0].tolist())!r}")
         print(f"  predicted |{encoding.decode(predicted[0].tolist())!r}")
 

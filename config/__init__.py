@@ -42,6 +42,8 @@ def override(script, arguments, current=None, **allowed):
     for name, value in settings.items():
         expected = allowed.get(name, 0)
         end = 2**63 if type(value) is int else float("inf")
+        if name.endswith("_dir") and not value:
+            usage(f"{name}='': expected a folder, '.' for this one")
         if type(expected) is tuple and value not in expected:
             usage(f"{name}={value!r}: expected one of {', '.join(map(repr, expected))}")
         if type(value) in (int, float) and not expected <= value < end:
@@ -86,7 +88,7 @@ def checked(described, name, value, text):
         hint = f": did you mean {near[0]!r}?" if near else ""
         usage(f"there is no setting {name!r}{hint} (--help lists all settings)")
     default = described[name][0]
-    expected = bool if default == "auto" and type(value) is bool else type(default)
+    expected = bool if name == "compile" and type(value) is bool else type(default)
     if expected is str and type(value) is not str:
         value = text  # --start=1984
     if expected is float and type(value) is int and abs(value) < 2**63:
@@ -122,8 +124,10 @@ def run(main, arguments=None):
         if getattr(error, "filename", None):
             message = f"{error.filename}: {error.strerror}"
     except (RuntimeError, MemoryError) as error:
-        if not re.search("out of memory|(can't|Unable to) allocate|overflow|^$", str(error)):
+        message = "out of memory: lower batch_size (num_samples), block_size or the model's size"
+        if re.search(r"No working C\+\+ compiler|Failed to find C compiler", str(error)):
+            message = "torch.compile needs a C++ compiler: install one, or add --compile=False"
+        elif not re.search("out of memory|(can't|Unable to) allocate|overflow|^$", str(error)):
             raise
-        message = "out of memory: lower batch_size, block_size or the size of the model"
     print("error:", *message.splitlines(), file=sys.stderr)
     return 1

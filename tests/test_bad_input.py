@@ -313,3 +313,13 @@ def test_from_the_command_line_it_is_one_line_too(script, tmp_path):
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 2 and process.stdout == "" and not list(tmp_path.iterdir())
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1, process.stderr
+
+
+def test_compiling_without_a_compiler_is_one_line(data_dir, tmp_path):
+    command = [sys.executable, ROOT / "train.py", *BASE["train"], f"--data_dir={data_dir}",
+               f"--out_dir={tmp_path / 'out'}", "--compile"]
+    environment = {"PATH": "/nowhere", "CXX": "none", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr == ("error: torch.compile needs a C++ compiler: install one, or add "
+                              "--compile=False\n")

@@ -4,10 +4,12 @@ The references here have no cache: for every new token they read the whole visib
 """
 
 import math
+import threading
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_module
@@ -257,6 +259,50 @@ def test_a_model_for_inference_gives_the_logits_of_the_plain_one(batch_size, dty
 def test_tokens_come_one_by_one_while_the_text_grows():
     stream = tiny_model().stream(random_ids(1, 3), 10 ** 15)  # reserving nothing for all of it
     assert [next(stream)[0].shape for _ in range(5)] == [(1, 1)] * 5
+
+
+class Adapted(torch.nn.Linear):  # as LoRA does it
+    def forward(self, x):
+        return super().forward(x) + 0.01 * x.sum(dim=-1, keepdim=True) * self.offset
+
+
+def adapt(layer):
+    layer.__class__ = Adapted
+    layer.offset = torch.randn(layer.out_features, generator=seeded(1))
+
+
+def keep_activations(layer):
+    layer.register_forward_hook(lambda layer, inputs, output: setattr(layer, "last", output))
+    layer(torch.ones(1, layer.in_features))
+
+
+def scale_weight_norm(layer):
+    with pytest.warns(FutureWarning):
+        torch.nn.utils.weight_norm(layer)
+    with torch.no_grad():
+        layer.weight_g.mul_(3)  # layer.weight is computed from it in the next forward pass
+
+
+@pytest.mark.parametrize("change", [
+    adapt, keep_activations, scale_weight_norm,
+    lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
+    lambda layer: setattr(layer, "lock", threading.Lock())],
+    ids=["adapter", "hook", "weight_norm", "pruned", "lock"])
+def test_a_layer_that_somebody_has_changed_is_used_as_it_is(change):
+    model = tiny_model(block_size=64, n_embd=512)  # large enough to be packed
+    prompt = random_ids(2, 5)
+    unchanged = model.generate(prompt, 40, temperature=0)
+    change(model.transformer.h[0].mlp.c_fc)
+    text = model.generate(prompt, 40, temperature=0)
+    assert text.equal(plain_greedy(model, prompt, 40))
+    if change in (adapt, scale_weight_norm):
+        assert not text.equal(unchanged)
+
+
+def test_a_large_model_generates_under_autocast():
+    model = tiny_model(block_size=64, n_embd=512)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.generate(random_ids(2, 5), 40).shape == (2, 45)
 
 
 # ---- how the next token is chosen ---------------------------------------------------------------

@@ -19,7 +19,7 @@ from test_weight_files import CONFIG, gpt2_tensors, make_model, same, write_safe
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import prepare
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, for_inference
 from prepare import load_tokenizer
 
 needs_vocabulary = pytest.mark.skipif(not VOCABULARY.exists(), reason="GPT-2's vocabulary is not "
@@ -344,6 +344,29 @@ def test_the_recipe_for_gpt2_works(tmp_path, monkeypatch, text):
     assert "val with gpt2" in succeed("train", "--init_from=gpt2", "--eval_only", data,
                                    "--eval_iters=1", "--device=cpu", "--block_size=16",
                                    f"--out_dir={tmp_path / 'out'}")
+
+
+def test_a_model_without_tokenizer_and_with_spare_ids_trains_and_samples(data_dir, tmp_path):
+    GPT(GPTConfig(block_size=16, vocab_size=400, n_layer=1, n_head=2, n_embd=8)).save_pretrained(
+        tmp_path / "model")  # the data has 300 tokens
+    out = succeed("train", f"--init_from={tmp_path / 'model'}", f"--data_dir={data_dir}",
+                  f"--out_dir={tmp_path / 'out'}", "--block_size=16", "--max_iters=1",
+                  "--max_length=60", "--device=cpu", "--eval_iters=1")
+    assert out.count("  sample    |") == 5
+
+
+def test_a_model_made_for_inference_is_not_saved(tmp_path):
+    model = GPT(GPTConfig(block_size=16, vocab_size=400, n_layer=1, n_head=2, n_embd=8))
+    with pytest.raises(ValueError, match="for_inference"):
+        for_inference(model, "cpu", torch.bfloat16).save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_file_of_weights_is_no_name_of_a_model(tmp_path):
+    GPT(GPTConfig(block_size=16, vocab_size=400, n_layer=1, n_head=2, n_embd=8)).save_pretrained(
+        tmp_path / "model")
+    code, _, err = call("sample", f"--init_from={tmp_path / 'model' / 'model.safetensors'}")
+    assert code == 1 and "is a file: expected its folder" in err and err.count("\n") == 1
 
 
 # ---- the hub ------------------------------------------------------------------------------------

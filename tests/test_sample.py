@@ -231,6 +231,12 @@ def test_a_character_that_max_new_tokens_cuts_in_two_is_not_shown(mode, text_of,
     assert "na" in out and "\ufffd" not in out
 
 
+@pytest.mark.parametrize("which", ["latest", "best", "final", "nowhere.pt"])
+def test_a_snapshot_that_does_not_exist_is_named(which, tmp_path):
+    code, _, err = call("sample", f"--out_dir={tmp_path}", f"--snapshot={which}")
+    assert code == 1 and f"there is no snapshot ({which})" in err and err.count("\n") == 1
+
+
 def test_what_follows_the_end_of_a_document_is_not_shown(text_of, speller):
     arguments = f"--snapshot={speller}", "--start=n", "--max_new_tokens=60", "--temperature=0"
     assert text_of(*arguments) == SPELLED + "\n"
@@ -317,7 +323,9 @@ def test_interactive_help_lists_the_settings_and_asks_again(sampled, model, enco
 
 @pytest.mark.parametrize("line, named", [
     ("/temperature -1", "temperature"), ("/temperature hot", "temperature"), ("/top_p 0", "top_p"),
-    ("/temperatur 1", "temperature"), ("/", "setting"), ("To be " * 50, "block_size")])
+    ("/temperatur 1", "temperature"), ("/", "setting"), ("/dtype int8", "dtype"),
+    ("/dtype=int8", "dtype"), ("/out_dir\tx", "out_dir"), ("/start x", "start"),
+    ("To be " * 50, "block_size")])
 def test_an_invalid_line_gets_an_error_message_and_changes_nothing(
         line, named, sampled, model, encoding):
     _, _, usual = sampled("--interactive", stdin=b"To be\n")

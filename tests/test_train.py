@@ -128,7 +128,7 @@ def test_scratch_refuses_a_full_folder_unless_told_to_overwrite(data_dir, finish
     arguments = [*TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'out'}",
                  "--init_from=scratch"]
     code, _, err = call("train", *arguments)
-    assert code == 1 and "--overwrite" in err
+    assert code == 1 and "--overwrite" in err and "no valid snapshot" not in err
     assert same(state(tmp_path / "out" / "best.pt"), state(finished_run / "best.pt"))
     (tmp_path / "out" / "notes.csv").write_text("mine")
     succeed("train", *arguments, "--overwrite", "--max_iters=2")
@@ -330,6 +330,16 @@ def test_it_stops_as_soon_as_the_training_loss_reaches_the_target(data_dir, tmp_
     assert read_snapshot(tmp_path / "final_model.pt")["step"] == len(losses) < 400
     assert "nothing left to do" in run(data_dir, tmp_path, "--max_iters=400", "--target_loss=4.5",
                                        "--eval_interval=50")
+
+
+def test_a_target_of_0_never_stops_a_run_even_if_its_loss_is_0(tmp_path):
+    (tmp_path / "a.txt").write_text("a" * 3000)
+    succeed("prepare", f"--input={tmp_path / 'a.txt'}", "--vocab_size=257", f"--out_dir={tmp_path}")
+    for split in ("train", "val"):
+        run(tmp_path, tmp_path / split, "--learning_rate=1", "--max_iters=20",
+            f"--target_split={split}")
+        assert float(rows(tmp_path / split)[-1]["train_loss"]) == 0
+        assert read_snapshot(tmp_path / split / "final_model.pt")["step"] == 20
 
 
 def test_the_target_can_watch_the_validation_loss(data_dir, tmp_path):
