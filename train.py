@@ -673,7 +673,7 @@ def evaluate_only(settings, meta, data, machine):
     """Print the loss of the model that init_from names, or of out_dir's best snapshot."""
     name = get_snapshot(out_dir) if init_from in ("auto", "resume") else init_from
     run = with_model(Run(settings, meta, data, machine), name)
-    print(REPORT.format(f"{eval_split} with {name}", **evaluate(run, eval_split)))
+    print(REPORT.format(f"{eval_split} with {name} ({block_size=})", **evaluate(run, eval_split)))
 
 
 def test(run):
