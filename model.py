@@ -464,9 +464,10 @@ def packed(module, n_rows):
     stored in the order in which a product with n_rows rows reads them."""
     new = copy.copy(module)
     new._modules = {name: packed(child, n_rows) for name, child in module._modules.items()}
-    weight = module._parameters.get("weight")  # (None where pruning or the like computes it)
-    if type(module) is nn.Linear and weight is not None and weight.numel() >= 1 << 19:  # 2 MB
-        weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), n_rows)
+    is_plain = type(module) is nn.Linear and "forward" not in vars(module)
+    # (Where pruning or the like computes the weight, it is no Parameter.) 2**19 numbers are 2 MB.
+    if is_plain and isinstance(module.weight, nn.Parameter) and module.weight.numel() >= 2**19:
+        weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), n_rows)
         new.forward = partial(torch.ops.mkldnn._linear_pointwise, W=weight, B=module.bias,
                               attr="none", scalars=[], algorithm="")  # F.linear
     return new

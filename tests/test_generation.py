@@ -276,6 +276,10 @@ def keep_activations(layer):
     layer(torch.ones(1, layer.in_features))
 
 
+def replace_forward(layer):
+    layer.forward = lambda x: -F.linear(x, layer.weight, layer.bias)
+
+
 def scale_weight_norm(layer):
     with pytest.warns(FutureWarning):
         torch.nn.utils.weight_norm(layer)
@@ -284,10 +288,10 @@ def scale_weight_norm(layer):
 
 
 @pytest.mark.parametrize("change", [
-    adapt, keep_activations, scale_weight_norm,
+    adapt, keep_activations, replace_forward, scale_weight_norm,
     lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
     lambda layer: setattr(layer, "lock", threading.Lock())],
-    ids=["adapter", "hook", "weight_norm", "pruned", "lock"])
+    ids=["adapter", "hook", "forward", "weight_norm", "pruned", "lock"])
 def test_a_layer_that_somebody_has_changed_is_used_as_it_is(change):
     model = tiny_model(block_size=64, n_embd=512)  # large enough to be packed
     prompt = random_ids(2, 5)
@@ -295,12 +299,12 @@ def test_a_layer_that_somebody_has_changed_is_used_as_it_is(change):
     change(model.transformer.h[0].mlp.c_fc)
     text = model.generate(prompt, 40, temperature=0)
     assert text.equal(plain_greedy(model, prompt, 40))
-    if change in (adapt, scale_weight_norm):
+    if change in (adapt, replace_forward, scale_weight_norm):
         assert not text.equal(unchanged)
 
 
 def test_a_large_model_generates_under_autocast():
-    model = tiny_model(block_size=64, n_embd=512)
+    model = tiny_model(block_size=64, n_embd=768)  # all of its layers are packed
     with torch.autocast("cpu", torch.bfloat16):
         assert model.generate(random_ids(2, 5), 40).shape == (2, 45)
 
