@@ -529,7 +529,7 @@ class CUDAGraphCache(Cache):
             logits = self.step()
             if ids.is_cuda:  # that step has allocated and chosen kernels: now it can be recorded
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
+                with torch.cuda.device(ids.device), torch.cuda.graph(graph):
                     self.graphs[self.window] = graph, self.step()
         self.window = None
         self.length += 1

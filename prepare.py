@@ -284,6 +284,8 @@ def lock_folder(folder, rank=0):
     except BlockingIOError as error:
         raise ValueError(f"{folder} is in use by process {Path(file.name).read_text()}: wait for "
                          "it to end, or choose another folder") from error
+    except OSError:  # a file system without locks
+        return None
     file.truncate(0)
     print(os.getpid(), end="", file=file, flush=True)
     return file
@@ -385,7 +387,7 @@ def find_files(sources):
             found = [copy]
         elif os.path.isdir(source):  # without hidden files (rglob does not follow links)
             found = [path for path in Path(source).rglob("*")
-                     if "/." not in f"/{path.relative_to(source)}"
+                     if "/." not in f"/{path.relative_to(source).as_posix()}"
                      and (not path.is_dir() or os.listdir(path))]  # raises, where rglob is silent
         elif "://" in source and not os.path.exists(copy):
             download(source, copy)

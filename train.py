@@ -248,7 +248,7 @@ def loss_of(run, inputs, targets):
         raise ValueError(f"token {highest} in {data_dir}, but {vocab_size=}: prepare it again")
     if run.machine.device.type == "cuda":
         ids = ids.pin_memory()
-    inputs, targets = ids.to(run.machine.device, non_blocking=True)
+    inputs, targets = ids.to(run.machine.device, non_blocking=ids.is_pinned())
     with run.machine.autocast():
         return run.forward(inputs, targets, return_logits=False)[1]
 
@@ -306,7 +306,7 @@ def main(arguments=None):
         return test(run)
     prepare_out_dir(run)
 
-    while not is_finished(run):
+    while not run.stop and not is_finished(run):
         # One iteration: forward, backward, update.
         loss = train_step(run)
         # Read the loss if it is needed (this waits for the GPU), check it, look for signals.
@@ -322,10 +322,10 @@ def main(arguments=None):
         # Save a snapshot.
         if run.stop or is_due(run, snapshot_interval):
             save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")
-        if run.stop and not is_finished(run):
-            print(f"stopped after iteration {run.step}: the same command resumes from here")
-            return 128 + run.stop  # the shell's exit status for a signal
 
+    if run.stop:
+        print(f"stopped after iteration {run.step}: the same command resumes from here")
+        return 128 + run.stop  # the shell's exit status for a signal
     save_snapshot(run, "final_model.pt")
     if num_return_sequences:
         print_samples(run, num_return_sequences)
@@ -491,19 +491,20 @@ def start_run(settings, meta, data, machine):
         model = GPT(new_config)
     forward = distributed(model.eval(), machine.device)
     run = Run(settings, meta, data, machine, forward, model, make_optimizers(model))
-    # The run ends after max_iters or max_epochs, whichever comes first.
-    sequences = batch_size * gradient_accumulation_steps  # of an iteration
-    limits = (max_iters, math.ceil(max_epochs * (len(data["train"]) // block_size) / sequences))
-    run.n_iters = min(limit for limit in limits if limit > 0)
-    # Compiling takes half a minute, which pays from about 1e16 floating-point operations on.
-    is_long = model.flops_per_token() * run.n_iters * sequences * block_size > 1e16
-    if compile is True or (compile == "auto" and machine.device.type == "cuda" and is_long):
-        run.forward = torch.compile(forward)
     run.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
     run.best_measure = [eval_iters, batch_size, block_size, meta["splits"]["val"]["fingerprint"]]
     if snapshot:
         with prepare.named_errors(out_dir):
             resume(run, snapshot)
+    # The run ends after max_iters or max_epochs, whichever comes first.
+    sequences = batch_size * gradient_accumulation_steps  # of an iteration
+    unread = math.ceil(max_epochs * (len(data["train"]) // block_size)) - run.sequences
+    last = run.step + math.ceil(unread / sequences) if max_epochs else math.inf
+    run.n_iters = min(max_iters or math.inf, last)
+    # Compiling takes half a minute, which pays from about 1e16 floating-point operations on.
+    is_long = model.flops_per_token() * run.n_iters * sequences * block_size > 1e16
+    if compile is True or (compile == "auto" and machine.device.type == "cuda" and is_long):
+        run.forward = torch.compile(forward)
     if sum_over_processes(run.step) != [run.step * machine.n_processes]:
         raise ValueError(f"out_dir={out_dir}: expected a folder that all processes share")
     print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, "
@@ -584,7 +585,8 @@ def prepare_out_dir(run):
     """Remove what would be in the way of the run. A new one saves its first snapshot at once."""
     if run.machine.rank == 0:
         old = [] if run.resumed_from else files_of_run()
-        for path in [*Path(out_dir).glob("snapshots/*.tmp"), *old, Path(out_dir, "test.json")]:
+        ended = [Path(out_dir, name) for name in ("final_model.pt", "test.json")]
+        for path in [*Path(out_dir).glob("snapshots/*.tmp"), *old, *ended]:
             path.unlink(missing_ok=True)
         for path in snapshots(out_dir):
             if path == run.resumed_from:

@@ -109,6 +109,8 @@ def usage(message):
 def run(main, arguments=None):
     """Call main(arguments) and return the exit code; errors a user can cause become one line.
     With TRACEBACK=1 in the environment, they show where they come from, too."""
+    if hasattr(sys.stdout, "reconfigure"):  # a file on Windows can't hold every character
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main(sys.argv[1:] if arguments is None else arguments) or 0
     except BrokenPipeError:  # the reader closed the pipe: python sample.py | head
@@ -125,8 +127,8 @@ def run(main, arguments=None):
             message = f"{error.filename}: {error.strerror}"
     except (RuntimeError, MemoryError) as error:
         message = "out of memory: lower batch_size (num_samples), block_size or the model's size"
-        if re.search(r"No working C\+\+ compiler|Failed to find C compiler", str(error)):
-            message = "torch.compile needs a C++ compiler: install one, or add --compile=False"
+        if re.search(r"No working C\+\+ compiler|Failed to find C compiler|Triton", str(error)):
+            message = "torch.compile needs a C++ compiler (on a GPU, Triton): add --compile=False"
         elif not re.search("out of memory|(can't|Unable to) allocate|overflow|^$", str(error)):
             raise
     print("error:", *message.splitlines(), file=sys.stderr)

@@ -321,5 +321,5 @@ def test_compiling_without_a_compiler_is_one_line(data_dir, tmp_path):
     environment = {"PATH": "/nowhere", "CXX": "none", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert process.returncode == 1
-    assert process.stderr == ("error: torch.compile needs a C++ compiler: install one, or add "
+    assert process.stderr == ("error: torch.compile needs a C++ compiler (on a GPU, Triton): add "
                               "--compile=False\n")

@@ -739,3 +739,11 @@ def test_the_order_of_ten_billion_tokens_has_no_block_twice():
     places = dice.sample(range(n), 20_000)
     found = {train.shuffled(k, n, 1337, 0) for k in places}
     assert len(found) == len(places) and all(0 <= k < n for k in found)
+
+
+def test_a_folder_on_a_file_system_without_locks_can_be_used(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert prepare.lock_folder(tmp_path / "new") is None

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -731,3 +732,56 @@ def test_character_tokens_of_nanogpt_are_refused_with_the_way_out(data_dir, tmp_
     (tmp_path / "data" / "meta.pkl").write_bytes(b"never opened")
     code, _, err = call("train", *TINY, f"--data_dir={tmp_path}/data", f"--out_dir={tmp_path}/out")
     assert code == 1 and "meta.pkl" in err and "prepare.py" in err and err.count("\n") == 1
+
+
+# ---- a run that is extended, or stopped at its end ----------------------------------------------
+
+def test_max_epochs_counts_the_sequences_read_before_the_batch_size_changed(data_dir, tmp_path):
+    settings = ["--max_epochs=0.1", "--eval_interval=100"]
+    run(data_dir, tmp_path, *settings, "--max_iters=10")
+    run(data_dir, tmp_path, *settings, "--max_iters=1000", "--batch_size=8")
+    per_epoch = np.fromfile(data_dir / "train.bin", np.uint16).size // 16
+    left = math.ceil(0.1 * per_epoch) - 10 * 4
+    assert read_snapshot(tmp_path / "final_model.pt")["step"] == 10 + math.ceil(left / 8)
+
+
+def test_a_run_that_is_extended_and_killed_at_its_end_is_not_taken_for_finished(
+        data_dir, tmp_path, monkeypatch):
+    run(data_dir, tmp_path, "--max_iters=8")
+    original = train.save_snapshot
+
+    def save_snapshot(run, name):
+        if name == "final_model.pt":
+            raise KeyboardInterrupt
+        original(run, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_snapshot", save_snapshot)
+        code, _, _ = call("train", *TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
+        assert code == 130
+    assert "nothing left to do" not in run(data_dir, tmp_path)
+    assert read_snapshot(tmp_path / "final_model.pt")["step"] == 12
+
+
+@pytest.mark.parametrize("step", [4, 12])
+def test_an_evaluation_that_a_signal_interrupts_twice_is_in_the_log_in_the_end(
+        step, data_dir, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signals = []
+
+    def evaluate(run, split, original=train.evaluate):
+        if run.step == step and len(signals) < 2:
+            signals.append(run.step)
+            signal.raise_signal(signal.SIGTERM)
+        return original(run, split)
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    try:
+        for code in (143, 143, 0):
+            arguments = [*TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path}"]
+            assert call("train", *arguments)[0] == code
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    assert [row["step"] for row in rows(tmp_path) if row["val_loss"]] == ["4", "8", "12"]
+    assert read_snapshot(tmp_path / "final_model.pt")["step"] == 12
