@@ -323,7 +323,7 @@ def main(arguments=None):
         if run.stop or is_due(run, snapshot_interval):
             save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")
 
-    if run.stop:
+    if run.stop:  # a signal
         print(f"stopped after iteration {run.step}: the same command resumes from here")
         return 128 + run.stop  # the shell's exit status for a signal
     save_snapshot(run, "final_model.pt")
@@ -583,6 +583,7 @@ def files_of_run():
 
 def prepare_out_dir(run):
     """Remove what would be in the way of the run. A new one saves its first snapshot at once."""
+    sum_over_processes(0)  # only after all have looked for final_model.pt
     if run.machine.rank == 0:
         old = [] if run.resumed_from else files_of_run()
         ended = [Path(out_dir, name) for name in ("final_model.pt", "test.json")]

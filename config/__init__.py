@@ -88,7 +88,7 @@ def checked(described, name, value, text):
         hint = f": did you mean {near[0]!r}?" if near else ""
         usage(f"there is no setting {name!r}{hint} (--help lists all settings)")
     default = described[name][0]
-    expected = bool if name == "compile" and type(value) is bool else type(default)
+    expected = bool if name == "compile" and type(value) is bool else type(default)  # or 'auto'
     if expected is str and type(value) is not str:
         value = text  # --start=1984
     if expected is float and type(value) is int and abs(value) < 2**63:
