@@ -325,7 +325,13 @@ def test_a_snapshot_of_many_processes_holds_what_one_of_a_single_process_holds(a
     assert len(found) > 100 and found.keys() == expected.keys()
     for place, x in found.items():
         assert type(x) is torch.Tensor
-        torch.testing.assert_close(x, expected[place], atol=1e-4, rtol=1e-4, msg=place)
+        x, y = x.clone(), expected[place].clone()
+        if place.endswith("c_attn.bias"):
+            # A bias adds the same to the scores of all keys, which softmax ignores: its gradient is
+            # rounding errors, and AdamW makes steps of the usual size of them.
+            x.chunk(3)[1].zero_()
+            y.chunk(3)[1].zero_()
+        torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4, msg=place)
 
 
 def test_samples_can_be_drawn_from_a_sharded_model(many):
