@@ -256,7 +256,7 @@ def loss_of(run, inputs, targets):
 def train_step(run):
     """Compute the gradients, update the weights; return the loss in this process (a tensor)."""
     rank, n_processes = run.machine.rank, run.machine.n_processes
-    torch.manual_seed(hashed(seed, run.step, rank) >> 1)  # for dropout
+    torch.manual_seed(hashed(seed, run.step, rank))  # for dropout
     run.model.train()
     total_loss = 0.0
     # Each process takes every n_processes-th forward pass of the iteration.
