@@ -355,7 +355,8 @@ def fetch(url, part, headers):
         total = size + (response.raw.length_remaining or 0)
         promised = response.headers.get("Content-Range", "").rpartition("/")[2]  # "bytes 0-9/10"
         started, resumed_at = time.monotonic(), size
-        with open(part, "ab" if size else "wb") as file:
+        with open(part, "r+b" if size else "wb") as file:  # (not "ab": two may write the same part)
+            file.seek(size)
             for block in response.iter_content(1 << 16):
                 size += file.write(block)
                 speed = (size - resumed_at) / 1e6 / (time.monotonic() - started + 1e-9)
@@ -382,6 +383,7 @@ def find_files(sources):
         copy = f"data/downloads/{digest}-{os.path.basename(source.split('?')[0])}"
         found = [source] if os.path.exists(source) else [copy, *glob.glob(source, recursive=True)]
         if source in ("-", "-.jsonl"):  # standard input, kept because it is read three times
+            copy = f"{out_dir}/stdin{source[1:]}"
             with atomic_write(copy) as file:
                 file.writelines(iter(lambda: os.read(0, 1 << 20), b""))
             found = [copy]
@@ -588,13 +590,15 @@ def read_tokenizer(folder, vocab_size):
         raise ValueError(f"its tokenizer has ids up to {max(ids.values())}, beyond {vocab_size=}")
     token_of = {ids[token]: token.translate(HIDDEN) for token in made}
     tokens = [token_of.get(i) for i in range(1 + max(token_of))]
-    if special == {END_OF_TEXT: len(tokens)}:
+    if special == {END_OF_TEXT: len(tokens)} and None not in tokens:
         return {"name": "bpe", "tokens": tokens}
     # config.json says which token ends a text.
     path = folder / "config.json"
     end = json.loads(path.read_bytes()).get("eos_token_id") if path.exists() else None
     if end not in special.values():
         end = special.get(END_OF_TEXT, min(special.values()))
+    unused = {*range(max(ids.values()))} - {*ids.values()}  # a model may still produce these ids
+    special |= {f"<|unused {i}|>": i for i in unused}
     return {"name": "bpe", "tokens": tokens, "special": special, "eot_token": end}
 
 

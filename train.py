@@ -324,7 +324,8 @@ def main(arguments=None):
             save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")
 
     if run.stop:  # a signal
-        print(f"stopped after iteration {run.step}: the same command resumes from here")
+        again = "the same command" if init_from in ("auto", "resume") else "--init_from=resume"
+        print(f"stopped after iteration {run.step}: {again} resumes from here")
         return 128 + run.stop  # the shell's exit status for a signal
     save_snapshot(run, "final_model.pt")
     if num_return_sequences:
@@ -564,7 +565,7 @@ def resume(run, snapshot):
     if snapshot["scaler_state_dict"]:
         run.scaler.load_state_dict(snapshot["scaler_state_dict"])
     log = Path(out_dir, "log.csv")
-    lines = log.read_text("utf-8").splitlines() if log.exists() else []
+    lines = log.read_text("utf-8-sig").splitlines() if log.exists() else []
     run.log = [row for row in csv.DictReader(lines) if int(row["step"]) <= run.step]
     run.started -= float(run.log[-1]["seconds"]) if run.log else 0  # sessions before this
     run.best_val_loss = float(snapshot["best_val_loss"])
@@ -674,7 +675,7 @@ def with_model(run, name):
 
 def evaluate_only(settings, meta, data, machine):
     """Print the loss of the model that init_from names, or of out_dir's best snapshot."""
-    name = get_snapshot(out_dir) if init_from in ("auto", "resume") else init_from
+    name = get_snapshot(out_dir) if init_from in ("auto", "resume", "scratch") else init_from
     run = with_model(Run(settings, meta, data, machine), name)
     print(REPORT.format(f"{eval_split} with {name} ({block_size=})", **evaluate(run, eval_split)))
 

@@ -292,6 +292,15 @@ def test_a_stopped_run_writes_a_snapshot_says_how_to_resume_and_ends_bit_identic
     assert results(out) == results(uninterrupted(arguments))
 
 
+def test_a_stopped_run_from_scratch_says_how_to_resume_without_starting_over(data, tmp_path):
+    out = tmp_path / "out"
+    code, output = run([*SHORT, data, "--init_from=scratch"], out, [("batch", 9, SIGTERM)])
+    assert code == 143 and "--init_from=resume resumes from here" in output, output
+    assert "the same command" not in output
+    code, output = run([*SHORT, data, "--init_from=resume"], out)
+    assert code == 0 and "resuming from" in output, output
+
+
 @pytest.mark.parametrize("place, count", [
     ("batch", 1), ("write", 1), ("write", 2), ("write", 90), ("write", 500), ("fsync", 1),
     ("replace", 1), ("replaced", 1)])

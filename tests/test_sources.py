@@ -147,7 +147,7 @@ def test_a_folder_a_glob_and_a_list_are_read_in_sorted_order():
     assert prepared("in/sub,in/a.txt", *ALL_TRAIN)[0]["train"] == [*texts[1:], texts[0]]
 
 
-def test_standard_input_is_read_once_and_kept_beside_the_downloads():
+def test_standard_input_is_read_once_and_kept_beside_what_is_made_of_it():
     text = (ROOT / "input.txt").read_bytes()[:50_000]
     Path("a.txt").write_bytes(text)
     found, meta = prepared("a.txt")
@@ -155,9 +155,8 @@ def test_standard_input_is_read_once_and_kept_beside_the_downloads():
     subprocess.run([*command, "--input=-"], input=text, check=True, capture_output=True)
     assert json.loads(Path("piped/meta.json").read_text())["splits"] == meta["splits"]
     files = set(os.listdir("piped")) - {".lock"}
-    assert files == {"meta.json", "test.bin", "train.bin", "val.bin"}
-    copy, = Path("data/downloads").iterdir()
-    assert copy.read_bytes() == text
+    assert files == {"meta.json", "stdin", "test.bin", "train.bin", "val.bin"}
+    assert Path("piped/stdin").read_bytes() == text
 
 
 def test_standard_input_can_be_jsonl():

@@ -149,6 +149,31 @@ def test_the_config_says_which_token_ends_a_text(special, eos, expected, folder)
     assert load_tokenizer(opened(folder, train(special), **about)).eot_token == expected
 
 
+def test_an_id_between_the_tokens_that_none_has_can_be_decoded(folder):
+    found = train(())
+    vocab = found["model"]["vocab"]
+    vocab[max(vocab, key=vocab.get)] = 400  # 399 is free
+    found["added_tokens"] = [dict(id=401, content=END_OF_TEXT, special=True, normalized=False,
+                                  lstrip=False, rstrip=False, single_word=False)]
+    encoding = load_tokenizer(opened(folder, found))
+    assert (encoding.n_vocab, encoding.eot_token) == (402, 401)
+    assert encoding.decode([399]) == "<|unused 399|>"
+
+
+def test_an_id_that_no_token_has_can_be_decoded(folder, tmp_path):
+    found = train()
+    vocab = found["model"]["vocab"]
+    vocab[max(vocab, key=vocab.get)] = 450  # the last token: no merge needs it
+    description = opened(folder, found)
+    assert_equal_ids(description, tokenizers.Tokenizer.from_str(json.dumps(found)))
+    encoding = load_tokenizer(description)
+    assert encoding.n_vocab == 451
+    assert "<|unused 420|>" in encoding.decode(range(451))  # an untrained model draws any of them
+    GPT.from_pretrained(folder).save_pretrained(tmp_path / "exported")
+    exported = tokenizers.Tokenizer.from_file(str(tmp_path / "exported" / "tokenizer.json"))
+    assert_equal_ids(description, exported)
+
+
 @pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
 @pytest.mark.parametrize("special", [(END_OF_TEXT,), ROBERTA, ()], ids=["first", "five", "last"])
 def test_two_files_of_vocabulary_and_merges_open(names, special, folder):
