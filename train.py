@@ -689,7 +689,7 @@ def test(run):
     run = with_model(run, best)
     loss = evaluate(run, "test")
     if run.stop:
-        print("stopped before the end of the test: the same command runs it again")
+        print("stopped before the end of the test: resume the run to repeat it")
         return 128 + run.stop
     print(REPORT.format(f"test with {best}", **loss))
     if run.machine.rank == 0:
