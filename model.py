@@ -154,7 +154,7 @@ class GPT(nn.Module):
         position = torch.arange(start, start + T, device=idx.device)
         x = self.hidden(idx, position, cache)
         if cache is not None:
-            cache.length += T  # only now: every layer stores its keys from the same position on
+            cache.length += T  # only now: each layer has stored its keys from the old length on
         if targets is None:  # generating: only the last position matters
             return self.lm_head(x[:, -1:]), None
         if not return_logits:
@@ -208,7 +208,7 @@ class GPT(nn.Module):
 
     def flops_per_token(self):
         """Operations to train on one token: 6 per weight (2 forward, 4 backward) and attention's
-        products (Chowdhery et al. 2022, app. B). wpe multiplies nothing; wte does, as lm_head."""
+        products (Chowdhery et al. 2022, app. B). wpe is only looked up; wte counts as lm_head."""
         n_weights = self.num_params() - self.transformer.wpe.weight.numel()
         attention_flops = 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
         return 6 * n_weights + attention_flops
@@ -225,14 +225,13 @@ class GPT(nn.Module):
         if not 0 < block_size <= self.config.block_size:
             raise ValueError(f"{block_size=}: the model has {self.config.block_size} positions")
         self.transformer.wpe.weight.data = self.transformer.wpe.weight.data[:block_size].clone()
-        self.transformer.wpe.num_embeddings = block_size
         self.config.block_size = block_size
 
     @classmethod
     def from_pretrained(cls, name, dropout=0.0):
         """Return the GPT-2 of that name: "gpt2", "owner/name" or "owner/name@revision" at Hugging
         Face, a folder with a model or a run, or a snapshot. It is in eval mode; nothing in the
-        files is executed. Errors are a ValueError with a message of one line."""
+        files is executed. Raises ValueError with a message of one line."""
         return load_pretrained(str(name), dropout).eval()
 
     @staticmethod
@@ -277,10 +276,11 @@ class Cache:
 
     def next_logits(self, idx):
         """Return the logits (B, vocab_size) of what follows idx (B, T), reading only unread tokens.
-        The cache holds absolute positions, so it can't slide: when it is full, it is emptied and
-        the newest half of a block is read as if it were the beginning of the text."""
+        A position is part of what each key was computed from, so the cache can't drop its oldest
+        token and shift the others. When it is full, it is emptied, and the newest half of a block
+        is read as if it were the beginning of the text."""
         block_size = self.model.config.block_size
-        unread = idx[:, self.n_read:][:, -block_size:]
+        unread = idx[:, self.n_read:][:, -block_size:]  # at most one block of what is new
         if self.length + unread.size(1) > block_size:
             self.length = 0
             unread = idx[:, -max(1, block_size // 2):]
@@ -306,8 +306,8 @@ def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
     if top_p is not None and top_p < 1:  # drop a token once the likelier ones reach top_p
         before = probs.cumsum(dim=-1) - probs
         probs = probs.masked_fill(before >= top_p, 0.0)
-    # Inverse transform sampling, as torch.multinomial does it: the first token whose cumulative
-    # probability reaches (1 - u) times the total. As 1 - u > 0, no token of probability 0 does.
+    # Inverse transform sampling: the first token whose cumulative probability reaches (1 - u) times
+    # the total. (As 1 - u > 0, it is never a token of probability 0.)
     cumulative = probs.cumsum(dim=-1)
     index = torch.searchsorted(cumulative, (1 - u) * cumulative[:, -1:])
     return ids.gather(1, index)
@@ -379,29 +379,25 @@ def linear_cross_entropy(x, weight, targets):
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     with torch.autocast(x.device.type, enabled=False):
-        if x.is_cuda:
-            return padded_cross_entropy(x, rounded(weight, x.dtype), targets)
-        if len(x) * len(weight) > 1e8 and hasattr(F, "linear_cross_entropy"):
+        if not x.is_cuda and len(x) * len(weight) > 1e8 and hasattr(F, "linear_cross_entropy"):
             # All logits would be by far the largest tensor. PyTorch 2.13 computes them in parts.
             options = nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None)
             return F.linear_cross_entropy(x.to(weight.dtype), weight, targets, ignore_index=-1,
                                           options=options)
-        logits = F.linear(x, rounded(weight, x.dtype)).to(weight.dtype)
-        return F.cross_entropy(logits, targets, ignore_index=-1)
-
-
-def rounded(weight, dtype):
-    """Return the output matrix in dtype, minus its mean row if that is less precise: GPT-2's logits
-    are near -100, where bfloat16 has steps of 0.5. Softmax ignores what all have in common."""
-    if weight.dtype == dtype:
-        return weight
-    return (weight - weight.mean(dim=0).detach()).to(dtype)
+        matrix = weight
+        if x.dtype != weight.dtype:
+            # GPT-2's logits are near -100, where bfloat16 has steps of 0.5. Without the mean row
+            # they are near 0, and softmax ignores what all have in common.
+            matrix = (weight - weight.mean(dim=0).detach()).to(x.dtype)
+        if x.is_cuda:
+            return padded_cross_entropy(x, matrix, targets)
+        return F.cross_entropy(F.linear(x, matrix).to(weight.dtype), targets, ignore_index=-1)
 
 
 def padded_cross_entropy(x, matrix, targets):
     """The same on a GPU, whose tensor cores want multiples of 128: (N, C), (V, C), (N,) -> ()."""
     vocab_size = len(matrix)
-    logits = F.linear(x, F.pad(matrix, (0, 0, 0, -vocab_size % 128)))
+    logits = F.linear(x, F.pad(matrix, (0, 0, 0, (-vocab_size) % 128)))
     column = torch.arange(logits.size(1), device=x.device)
     logits = torch.where(column < vocab_size, logits.float(), -1e30)
     return F.cross_entropy(logits, targets, ignore_index=-1)
@@ -477,7 +473,7 @@ def for_inference(model, device, dtype):
     """Return a float32 model on the device in dtype, or on a CPU in "int8"; only for inference. In
     int8, a linear layer has 8 bits for each weight and a scale for each output. The inputs of a
     call are rounded, too: to 7 bits, since without VNNI a sum of two products could overflow."""
-    if dtype != torch.float32:  # no longer tied: see rounded
+    if dtype != torch.float32:  # no longer tied: as in linear_cross_entropy
         weight = model.lm_head.weight.detach()
         model.lm_head.weight = nn.Parameter(weight - weight.mean(dim=0), requires_grad=False)
     if dtype != "int8":
@@ -582,7 +578,7 @@ def read_snapshot(path, **changes):
                             tokenizer=prepare.gpt2_tokenizer() if is_gpt2 else None)
         if snapshot.get("format_version") != 2:
             raise ValueError("not a snapshot of this version of train.py (format_version 2)")
-        model = GPT(GPTConfig(**snapshot["model_config"] | changes))
+        model = GPT(GPTConfig(**(snapshot["model_config"] | changes)))
         state = snapshot["model_state_dict"]
         model.load_state_dict({re.sub(PREFIXES, "", key): state[key] for key in state})
         model.tokenizer = snapshot["tokenizer"]
@@ -605,7 +601,7 @@ def get_snapshot(out_dir, which="auto"):
 def snapshots(out_dir):
     found = Path(out_dir).glob("snapshots/snapshot_step_*.pt")
     paths = {path.stem.removeprefix("snapshot_step_"): path for path in found}
-    return [paths[step] for step in sorted(filter(str.isdigit, paths), key=int, reverse=True)]
+    return [paths[step] for step in sorted(filter(str.isdecimal, paths), key=int, reverse=True)]
 
 
 def torch_load(path, mmap=True):
@@ -863,7 +859,7 @@ def export(model, folder, tokenizer):
         start, end = end, end + tensor.nbytes
         header[name] = dict(dtype="F32", shape=list(tensor.shape), data_offsets=[start, end])
     header = json.dumps(header).encode()
-    header += b" " * (-len(header) % 8)
+    header = header.ljust(math.ceil(len(header) / 8) * 8)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         new = Path(temporary, folder.name)

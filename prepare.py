@@ -57,15 +57,16 @@ def train_bpe(word_counts, vocab_size):
     """Learn a byte-pair encoding (Sennrich et al. 2016) from {word: count}.
     Words begin as bytes, the tokens 0 to 255. Then, again and again, the most frequent pair of
     neighbors becomes a new token (of equally frequent ones, the pair with smaller ids).
-    A word is kept as a string of one character per token, chr(id), so that a merge is str.replace.
-    tokens[id] is the token's text, one character per byte (latin-1): "ab" if it joins "a" and "b".
+    A word is kept as a string of one character per token, chr(id), so that a merge is str.replace:
+    once "th" is token 256, "the" is chr(256) + "e". tokens[256] is the token's text, "th" (latin-1,
+    one character per byte).
     """
     tokens = [chr(byte) for byte in range(256)]
     ids = {token: i for i, token in enumerate(tokens)}
     words = [word.encode("utf-8").decode("latin-1") for word in word_counts]  # a character a byte
     counts = list(word_counts.values())
     pair_counts = collections.Counter()
-    words_with = collections.defaultdict(set)  # pair -> indices of the words that have contained it
+    words_with = collections.defaultdict(set)  # pair -> indices of words that contain it, or did
 
     def count_pairs(index, sign):
         for pair in itertools.pairwise(words[index]):
@@ -104,7 +105,7 @@ def load_tokenizer(description):
 
 
 def split_by_position(pieces, n_characters):
-    """Yield (split, text, False) for the pieces of one document: a cut adds no <|endoftext|>."""
+    """Yield (split, text, False) for the pieces of a single document: it has no <|endoftext|>."""
     train_end = int(n_characters * (1 - val_fraction - test_fraction))
     val_end = int(n_characters * (1 - test_fraction))
     position = 0  # where text begins in the document
@@ -124,12 +125,9 @@ def split_by_hash(pieces):
         if is_new:
             digest = hashlib.sha256(text[:65536].encode("utf-8")).hexdigest()
             u = int(digest[:12], 16) / 16**12  # uniform in [0, 1)
-            if u < test_fraction:
-                split = "test"
-            elif u < val_fraction + test_fraction:
-                split = "val"
-            else:
-                split = "train"
+            split = "train"
+            if u < val_fraction + test_fraction:
+                split = "test" if u < test_fraction else "val"
         yield split, text, is_last
         is_new = is_last
 
@@ -150,7 +148,7 @@ def write_splits(pieces, encoding):
     return splits, digest.hexdigest()
 
 
-def main(arguments=None):
+def main(arguments):
     configure(arguments)  # input and the other settings above now have their final values
     paths = list(find_files(input))
     # First pass: count. One document is split by position, several are assigned by hash.
@@ -192,8 +190,8 @@ CONVERTERS = {".zst": "zstd -dc", ".parquet": "python -c 'import pandas, sys; pr
 HIDDEN_MEMBER = regex.compile(r"(^|/)\.\w")  # of an archive
 GPT2_CACHE = "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"  # tiktoken's name for GPT-2's vocabulary
 # In tokenizer files, bytes that are not visible characters are written as characters from 256 on.
-HIDDEN = dict(enumerate((i for i in range(256) if i == 32 or not chr(i).isprintable()), 256))
-VISIBLE = {byte: character for character, byte in HIDDEN.items()}
+TO_BYTES = dict(enumerate((i for i in range(256) if i == 32 or not chr(i).isprintable()), 256))
+TO_VISIBLE = {byte: character for character, byte in TO_BYTES.items()}
 
 
 def configure(arguments):
@@ -225,7 +223,8 @@ def count(pieces):
 
 def count_words(pieces, n_characters):
     """Return {word: count} for bpe_sample_mb of the training split of n_characters of text."""
-    fraction = min(1, bpe_sample_mb * 1e6 / n_characters / (1 - val_fraction - test_fraction))
+    n_train = n_characters * (1 - val_fraction - test_fraction)
+    fraction = min(1, bpe_sample_mb * 1e6 / n_train)
     # A word of a million letters would take hours to learn from: each merge rescans its words.
     pattern = regex.compile(PATTERN.replace("++", "{1,99}"))
     word_counts = collections.Counter()
@@ -245,7 +244,7 @@ def encode_in_threads(pieces, encoding):
             ids = np.append(ids, encoding.eot_token)
         return split, text.encode("utf-8"), ids.astype(encoding.dtype)
 
-    encoding.encode("\na")  # tiktoken is slow while its first thread is busy; this one will wait
+    encoding.encode("\na")  # the first thread to encode slows the others; this one will only wait
     n_threads = workers or os.cpu_count()
     with ThreadPoolExecutor(n_threads) as threads:  # few pieces are read ahead, to save memory
         while ahead := list(itertools.islice(pieces, 64 * n_threads)):
@@ -376,7 +375,8 @@ def fetch(url, part, headers):
 
 def find_files(sources):
     """Yield the paths of all files that --input stands for; what is remote is downloaded first."""
-    for source in [sources] if os.path.exists(sources) else sources.split(","):
+    names = [sources] if os.path.exists(sources) else sources.split(",")
+    for source in names:
         if not os.path.exists(source):
             source = SOURCES.get(source, source)
         digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]  # URLs may end alike
@@ -570,7 +570,7 @@ def read_tokenizer(folder, vocab_size):
     ids, merges = found["model"]["vocab"], found["model"]["merges"]
     special = {added["content"]: added["id"] for added in found.get("added_tokens") or ()}
     pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-    made = {chr(byte).translate(VISIBLE) for byte in range(256)} | {"".join(p) for p in pairs}
+    made = {chr(byte).translate(TO_VISIBLE) for byte in range(256)} | {"".join(p) for p in pairs}
     ranks = {pair: rank for rank, pair in enumerate(pairs)}
     for token in made & special.keys():
         raise ValueError(f"its tokenizer has {token!r} as an ordinary and as a special token")
@@ -588,7 +588,7 @@ def read_tokenizer(folder, vocab_size):
         raise ValueError("the ids of its tokenizer are not in the order of its merges")
     if max(ids.values()) >= vocab_size:
         raise ValueError(f"its tokenizer has ids up to {max(ids.values())}, beyond {vocab_size=}")
-    token_of = {ids[token]: token.translate(HIDDEN) for token in made}
+    token_of = {ids[token]: token.translate(TO_BYTES) for token in made}
     tokens = [token_of.get(i) for i in range(1 + max(token_of))]
     if special == {END_OF_TEXT: len(tokens)} and None not in tokens:
         return {"name": "bpe", "tokens": tokens}
@@ -636,7 +636,7 @@ def check_tokenizer(found):
 def tokenizer_files(description):
     """Return {file name: content} of a tokenizer as Hugging Face's and other tools read it."""
     tokens = description["tokens"]
-    ids = {token.translate(VISIBLE): i for i, token in enumerate(tokens) if token is not None}
+    ids = {token.translate(TO_VISIBLE): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
     # Any two tokens that together are one may merge, the lowest id first.
     merges = [f"{token[:i]} {token[i:]}" for token in ids for i in range(1, len(token))

@@ -87,7 +87,7 @@ def generate_with_beams(model, encoding, prompt):
         print(prompt, *map(text_decoder(encoding), ids[idx.size(1):]), sep="", flush=True)
 
 
-def main(arguments=None):
+def main(arguments):
     configure(arguments)  # start and the other settings above now have their final values
     place, matrix_dtype = get_device(device, "float32" if dtype == "int8" else dtype)
     # The text: with --score that file, else the prompt.

@@ -2,7 +2,7 @@
 
     python train.py config/shakespeare.py           # interrupted? the same command resumes the run
     python train.py config/shakespeare.py --n_layer=6 --out_dir=out_6_layers
-    torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py            # on eight GPUs
+    torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py --data_dir=data_corpus
 """
 
 import atexit
@@ -98,24 +98,25 @@ def hashed(*numbers):
 def shuffled(k, n, *key):
     """Return element k of a random permutation of range(n), without storing all n numbers.
 
-    A Feistel network (Luby & Rackoff 1988) on k's two halves, left and right. A round replaces left
-    by left XOR a hash of right and swaps the two, which can be undone: so no two k collide. A
-    result of n or more goes through it again until it is below n (cycle walking).
+    A Feistel network (Luby & Rackoff 1988): k's bits are split into two halves, left and right, and
+    a round turns (left, right) into (right, left XOR hash of right). Who knows right can undo the
+    XOR, so different k have different results. (base is a power of two: % base takes the hash's
+    last bits.) A result of n or more goes through it again until it is below n (cycle walking).
     """
     n_bits = (n - 1).bit_length()
     base = 2 ** ((n_bits + 1) // 2)
     left, right = divmod(k, base)
     for i in range(4):
         left, right = right, (left ^ hashed(*key, i, right)) % base
-    k = left * base + right
-    return k if k < n else shuffled(k, n, *key)
+    place = left * base + right
+    return place if place < n else shuffled(place, n, *key)
 
 
 def get_batch(tokens, first):
-    """Return the sequences number first, first + 1, ...: ids (batch_size, block_size + 1).
+    """Return sequences first, ..., first + batch_size - 1 of the run: ids (B, block_size + 1).
 
-    The tokens are a circle. Each epoch cuts it into sequences, from a random offset on, and visits
-    them in random order. All of this follows from seed and number: resuming needs no state.
+    An epoch takes the tokens as a ring, cuts it into sequences from a random offset on, and visits
+    them in random order. All of this follows from (seed, number), so resuming needs no state.
     """
     per_epoch = len(tokens) // block_size
     starts = []
@@ -140,9 +141,9 @@ def orthogonalized(x, polynomials):  # (n, rows, cols) -> (n, rows, cols)
     if x.size(1) > x.size(2):
         return orthogonalized(x.mT, polynomials).mT  # transposed: the products are smaller
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value exceeds this norm
-    for a, b, c in POLYNOMIALS[polynomials]:  # x = a x + (b gram + c gram @ gram) @ x
+    for a, b, c in POLYNOMIALS[polynomials]:
         gram = x @ x.mT
-        # baddbmm(m, n, o) is beta * m + alpha * (n @ o)
+        # polynomial = b * gram + c * gram @ gram; x = a * x + polynomial @ x (each in one kernel)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x
@@ -171,13 +172,13 @@ class Muon(torch.optim.Optimizer):
             by_shape = defaultdict(list)
             for update in updates:
                 is_c_attn = update.size(0) == 3 * update.size(1)  # three matrices: for Q, K and V
-                for matrix in update.chunk(3 if is_c_attn else 1):  # views: writing changes update
+                for matrix in update.chunk(3 if is_c_attn else 1):  # views, for matrix.copy_
                     by_shape[matrix.shape].append(matrix)
             for (rows, cols), matrices in by_shape.items():
                 scale = math.sqrt(max(1, rows / cols))  # makes the entries' RMS 1 / sqrt(cols)
                 results = orthogonalized(torch.stack(matrices), group["polynomials"]) * scale
                 for matrix, result in zip(matrices, results):
-                    matrix.copy_(result)
+                    matrix.copy_(result)  # changes updates
             # 3. Weight decay and update.
             for p, update in zip(group["params"], updates):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -210,7 +211,7 @@ def lr_factor(step, n_iters):
     remaining = 1 - progress
     if lr_schedule == "cosine":
         remaining = 0.5 * (1 + math.cos(math.pi * progress))
-    lowest = min_lr / (learning_rate or 1.0)  # (with a learning rate of 0, min_lr is 0, too)
+    lowest = min_lr / (learning_rate or 1.0)  # (learning_rate=0 implies min_lr=0)
     return lowest + (1 - lowest) * remaining
 
 
@@ -254,21 +255,21 @@ def loss_of(run, inputs, targets):
 
 
 def train_step(run):
-    """Compute the gradients, update the weights; return the loss in this process (a tensor)."""
+    """Compute the gradients and update the weights; return this process's mean loss, a tensor."""
     rank, n_processes = run.machine.rank, run.machine.n_processes
     torch.manual_seed(hashed(seed, run.step, rank))  # for dropout
     run.model.train()
     total_loss = 0.0
     # Each process takes every n_processes-th forward pass of the iteration.
     for i in range(rank, gradient_accumulation_steps, n_processes):
-        # DDP averages the gradients of all processes once, in the last backward pass.
+        # DDP averages the gradients over the processes in the last backward pass only.
         is_last = i + n_processes >= gradient_accumulation_steps
         run.forward.require_backward_grad_sync = is_last
-        # Forward and backward. A process sums its forward passes, and DDP averages the processes;
-        # times n_processes / gradient_accumulation_steps, that is the mean of all forward passes.
+        # Forward. The factor makes the sum of a process's passes their mean, as DDP expects.
         ids = get_batch(run.data["train"], run.sequences + i * batch_size)
         inputs, targets = ids[:, :-1], ids[:, 1:]  # the target of a position is the next token
         loss = loss_of(run, inputs, targets) * (n_processes / gradient_accumulation_steps)
+        # Backward. (The scaler keeps float16's small gradients from becoming 0.)
         run.scaler.scale(loss).backward()
         total_loss += loss.detach()
     run.model.eval()  # no dropout outside of this loop
@@ -292,7 +293,7 @@ def train_step(run):
     return total_loss
 
 
-def main(arguments=None):
+def main(arguments):
     settings = configure(arguments)  # batch_size and the others above now have their final values
     machine = start_processes()
     meta, data = load_data(data_dir)
@@ -309,10 +310,9 @@ def main(arguments=None):
     while not run.stop and not is_finished(run):
         # One iteration: forward, backward, update.
         loss = train_step(run)
+        show("")  # on a terminal, the lines below replace the progress shown last
         # Read the loss if it is needed (this waits for the GPU), check it, look for signals.
         check_iteration(run, loss)
-        if sys.stdout.isatty() and math.isfinite(run.loss):
-            print(progress(run), end="", flush=True)
         # Log. Every eval_interval iterations, also evaluate; best.pt keeps the best weights so far.
         if is_due(run, log_interval, eval_interval):
             log_progress(run)
@@ -322,7 +322,11 @@ def main(arguments=None):
         # Save a snapshot.
         if run.stop or is_due(run, snapshot_interval):
             save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")
+        # On a terminal, show how far the run is.
+        if math.isfinite(run.loss):
+            show(progress(run))
 
+    show("")
     if run.stop:  # a signal
         again = "the same command" if init_from in ("auto", "resume") else "--init_from=resume"
         print(f"stopped after iteration {run.step}: {again} resumes from here")
@@ -390,12 +394,12 @@ def start_processes():
     return Machine(place, matrix_dtype, autocast, rank, n_processes)
 
 
-def sum_over_processes(*numbers):
-    """Return the sums over all processes; none returns before all have called this."""
-    sums = torch.tensor(numbers, dtype=torch.float64)
+def sum_over_processes(number):
+    """Return the sum of the processes' numbers; none returns before all have called this."""
+    total = torch.tensor(number, dtype=torch.float64)
     if dist.is_initialized():
-        dist.all_reduce(sums)
-    return sums.tolist()
+        dist.all_reduce(total)
+    return total.item()
 
 
 def full_tensor(tensor):  # complete, where FSDP gives each process a shard
@@ -428,7 +432,8 @@ def load_data(folder):
     if os.environ.get("RANK", "0") == "0":
         prepare.finish_publishing(folder)
     sum_over_processes(0)  # the others wait
-    again = f"prepare it again: python prepare.py --out_dir={folder}"
+    tokenizer = "" if init_from in ("auto", "scratch", "resume") else f" --tokenizer={init_from}"
+    again = f"prepare it again: python prepare.py --out_dir={folder}{tokenizer}"
     if Path(folder, "meta.pkl").exists():
         raise ValueError(f"{folder} holds nanoGPT's character tokens (meta.pkl): {again}")
     meta = prepare.read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={})
@@ -438,7 +443,8 @@ def load_data(folder):
         path = Path(folder, f"{split}.bin")
         paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}_*.bin"))
         found = "".join(map(prepare.fingerprint, paths))
-        if found != meta["splits"].setdefault(split, {"fingerprint": found})["fingerprint"]:
+        about = meta["splits"].setdefault(split, {"fingerprint": found})
+        if about["fingerprint"] != found:
             raise ValueError(f"{path} is missing or not what meta.json says: {again}")
         data[split] = Tokens([path for path in paths if path.stat().st_size > 0], meta["dtype"])
         if len(data[split]) < least.get(split, 0):
@@ -506,7 +512,7 @@ def start_run(settings, meta, data, machine):
     is_long = model.flops_per_token() * run.n_iters * sequences * block_size > 1e16
     if compile is True or (compile == "auto" and machine.device.type == "cuda" and is_long):
         run.forward = torch.compile(forward)
-    if sum_over_processes(run.step) != [run.step * machine.n_processes]:
+    if sum_over_processes(run.step) != run.step * machine.n_processes:
         raise ValueError(f"out_dir={out_dir}: expected a folder that all processes share")
     print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, "
           f"{run.n_iters} iterations of {sequences * block_size:,}, {machine.device.type}, "
@@ -522,14 +528,15 @@ def load_weights_for(name, meta):
     ours = meta["tokenizer"] | {"name": model.tokenizer["name"]}  # whatever it is called
     if ours != model.tokenizer or model.config.vocab_size < meta["vocab_size"]:
         raise ValueError(f"{data_dir} is not in the tokens of {name}: prepare the text with "
-                         f"python prepare.py --tokenizer={name}")
+                         f"python prepare.py --out_dir={data_dir} --tokenizer={name}")
     return model
 
 
 def find_own_snapshot(settings, meta):
     """Return the newest valid snapshot in out_dir, None for a new run."""
     instead = "choose another --out_dir, or start over: --init_from=scratch --overwrite"
-    for path in [] if overwrite or init_from == "scratch" else snapshots(out_dir):
+    candidates = [] if overwrite or init_from == "scratch" else snapshots(out_dir)
+    for path in candidates:
         try:
             snapshot = read_snapshot(path, dropout=dropout)
             with prepare.named_errors(path):
@@ -554,9 +561,7 @@ def find_own_snapshot(settings, meta):
 
 def resume(run, snapshot):
     run.step, run.loss = int(snapshot["step"]), float(snapshot["loss"])
-    old = snapshot["settings"]
-    sequences = run.step * old["batch_size"] * old["gradient_accumulation_steps"]
-    run.sequences = int(snapshot.get("sequences", sequences))
+    run.sequences = int(snapshot["sequences"])
     parameters = dict(run.model.named_parameters())
     for opt, saved in zip(run.optimizers, snapshot["optimizer_state_dict"]):
         for name, state in saved["state"].items():
@@ -624,7 +629,7 @@ def is_due(run, *intervals):  # also after the last iteration
 
 def is_stopping(run):
     """Return whether any process has received a signal; set run.stop. All have to ask together."""
-    if sum_over_processes(len(run.signals))[0] > 0:
+    if sum_over_processes(len(run.signals)) > 0:
         run.stop = max(run.signals, default=signal.SIGTERM)
     return run.stop > 0
 
@@ -635,7 +640,7 @@ def check_iteration(run, loss):
     is_signaled = run.signals and run.machine.n_processes == 1  # (many have to ask together)
     if not is_read and not is_signaled and run.machine.device.type == "cuda":
         return
-    run.loss = sum_over_processes(loss.item())[0] / run.machine.n_processes
+    run.loss = sum_over_processes(loss.item()) / run.machine.n_processes
     is_sound = math.isfinite(run.loss) and (run.scaler.is_enabled() or not run.n_skipped)
     if is_stopping(run) or is_due(run, eval_interval, snapshot_interval):  # to be saved
         norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters()))
@@ -661,7 +666,7 @@ def evaluate(run, split):
         nats += batch_nats
         if is_stopping(run):
             break
-    loss = sum_over_processes(nats)[0] / (ends - begins - 1).sum().item()
+    loss = sum_over_processes(nats) / (ends - begins - 1).sum().item()
     bytes_per_token = run.meta["splits"][split].get("bytes", math.nan) / len(tokens)
     return dict(loss=loss, perplexity=math.exp(min(loss, 700)),
                 bits_per_byte=loss / math.log(2) / bytes_per_token)
@@ -728,13 +733,18 @@ def save_snapshot(run, name):
     sum_over_processes(0)  # the others wait until it is written
 
 
+def show(line):
+    """On a terminal, replace the line that was shown last."""
+    if sys.stdout.isatty():
+        print(f"\r\033[K{line}", end="", flush=True)
+
+
 def progress(run):
     """Return a line that says how far the run is, and its speed on average."""
     seconds = time.time() - run.started
     speed = run.sequences * block_size / seconds
     left = (run.n_iters - run.step) * seconds / run.step
-    start = "\r\033[K" if sys.stdout.isatty() else ""  # replaces the line before
-    return (f"{start}iteration {run.step}/{run.n_iters}: {seconds:.2f} s, loss {run.loss:.4f}, "
+    return (f"iteration {run.step}/{run.n_iters}: {seconds:.2f} s, loss {run.loss:.4f}, "
             f"{speed:,.0f} tokens/s, {speed * run.model.flops_per_token() / 1e9:,.0f} GFLOP/s, "
             f"{left:.0f} s left")
 
@@ -762,14 +772,16 @@ def log_progress(run):
 
 
 def write_log(run):
-    """Write log.csv and draw loss.svg."""
+    """Write log.csv; at evaluations, also draw loss.svg."""
+    if run.machine.rank > 0:
+        return
     rows = [{name: f"{value:.8g}" if isinstance(value, float) else value
              for name, value in row.items()} for row in run.log]
-    if run.machine.rank == 0:
-        with atomic_write(Path(out_dir, "log.csv"), "w") as file:
-            writer = csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    with atomic_write(Path(out_dir, "log.csv"), "w") as file:
+        writer = csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    if is_due(run, eval_interval):
         with atomic_write(Path(out_dir, "loss.svg"), "w") as file:
             file.write(draw_losses(rows, f"GPT with {run.model.num_params():,} parameters"))
 

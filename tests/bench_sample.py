@@ -117,7 +117,7 @@ def from_ctranslate2(folder, dtype, threads=None):
     model = ctranslate2.Generator(converted, device=DEVICE.type, compute_type=quantization,
                                   intra_threads=threads or torch.get_num_threads())
     tokens = GPT.from_pretrained(folder).tokenizer["tokens"]
-    visible = [token.translate(prepare.VISIBLE) for token in tokens] + [prepare.END_OF_TEXT]
+    visible = [token.translate(prepare.TO_VISIBLE) for token in tokens] + [prepare.END_OF_TEXT]
 
     def generate(ids, new):
         prompts = [[visible[i] for i in row] for row in ids.tolist()]

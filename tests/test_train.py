@@ -1,8 +1,10 @@
 """train.py end to end on small real runs: resuming, schedules, stopping, what it writes."""
 
+import contextlib
 import csv
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -205,10 +207,39 @@ def test_the_loss_curve_is_a_picture_with_both_curves_and_numbers(finished_run):
     assert f"{float(best['val_bits_per_byte']):.3f} bits per byte" in note
 
 
+def test_the_loss_curve_is_drawn_at_evaluations_only(data_dir, tmp_path, monkeypatch):
+    drawn = []
+    draw = train.draw_losses
+    monkeypatch.setattr(train, "draw_losses",
+                        lambda rows, title: drawn.append(len(rows)) or draw(rows, title))
+    run(data_dir, tmp_path, "--max_iters=11")  # a line of the log in every iteration
+    assert drawn == [0, 4, 8, 11]
+
+
 def test_a_pipe_gets_plain_lines_only(data_dir, tmp_path):
     out = run(data_dir, tmp_path)
     assert "\r" not in out and "\033" not in out
     assert len(re.findall(r"^iteration \d+/12: .* loss", out, re.MULTILINE)) == 12
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_on_a_terminal_every_other_line_replaces_the_progress(data_dir, tmp_path):
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *TINY, f"--data_dir={data_dir}",
+         f"--out_dir={tmp_path}", "--log_interval=6", "--eval_interval=6", "--sample_interval=4"],
+        stdout=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # at its end, Linux raises an error
+        while block := os.read(ours, 1 << 16):
+            shown += block
+    assert process.wait() == 0
+    lines = [line.rpartition("\r\x1b[K")[2] for line in shown.decode().split("\r\n")]
+    assert shown.count(b"s left") == 12 + 2  # each iteration's, and the two lines of the log
+    assert sum("s left" in line for line in lines) == 2
+    assert not any(re.search("s left *(sample|stopped)", line) for line in lines)
+    assert sum(line.startswith("  sample    |") for line in lines) == 3
 
 
 def test_samples_and_expectations_are_shown(data_dir, tmp_path):
@@ -377,6 +408,13 @@ def test_eval_only_evaluates_the_best_snapshot_on_the_split_it_is_given(data_dir
     assert before == {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
 
 
+def test_eval_only_of_a_run_evaluates_its_best_snapshot_for_each_init_from_of_train(
+        data_dir, finished_run):
+    lines = {run(data_dir, finished_run, "--eval_only", f"--init_from={name}")
+             for name in ("auto", "resume", "scratch")}
+    assert len(lines) == 1 and "best.pt" in lines.pop()
+
+
 def test_eval_only_without_a_run_fails_with_one_line_and_writes_nothing(data_dir, tmp_path):
     assert "train.py" in fails(data_dir, tmp_path / "none", "--eval_only")
     assert not (tmp_path / "none").exists()
@@ -448,7 +486,10 @@ def fails(data_dir, out_dir, *arguments, code=1):
 
 
 def test_missing_data_says_which_command_makes_it(tmp_path):
-    assert f"python prepare.py --out_dir={tmp_path / 'data'}" in fails(tmp_path / "data", tmp_path)
+    command = f"python prepare.py --out_dir={tmp_path / 'data'}"
+    assert fails(tmp_path / "data", tmp_path).endswith(f"{command}\n")
+    found = fails(tmp_path / "data", tmp_path, "--init_from=gpt2")
+    assert found.endswith(f"{command} --tokenizer=gpt2\n")
 
 
 BYTES = {"name": "gpt2", "tokens": [chr(byte) for byte in range(256)]}  # in place of a download
@@ -547,7 +588,7 @@ def test_data_in_another_tokenizers_tokens_are_refused_and_can_be_prepared_again
     arguments = [f"--init_from={two_texts / name}", "--eval_iters=0"]
     for more in (["--eval_only"], ["--max_iters=2"]):
         error = fails(two_texts / "b", tmp_path / "out", *arguments, *more)
-        assert f"prepare.py --tokenizer={two_texts / name}" in error
+        assert f"prepare.py --out_dir={two_texts / 'b'} --tokenizer={two_texts / name}" in error
     succeed("prepare", f"--input={two_texts / 'b.txt'}", f"--tokenizer={two_texts / name}",
             f"--out_dir={tmp_path / 'data'}")
     assert loss_in(run(tmp_path / "data", tmp_path / "out", *arguments, "--eval_only")) < 5.5
@@ -660,10 +701,12 @@ def test_samples_come_at_their_own_interval(data_dir, tmp_path):
     assert out.count("  sample    |") == 4 and out.count("  predicted |") == 4
 
 
-def test_an_empty_last_line_in_the_log_is_no_obstacle(data_dir, tmp_path):
+@pytest.mark.parametrize("edited", ["{}\n", "\ufeff{}"])
+def test_an_empty_last_line_or_an_editors_mark_in_the_log_is_no_obstacle(
+        edited, data_dir, tmp_path):
     run(data_dir, tmp_path, "--max_iters=4")
-    with open(tmp_path / "log.csv", "a") as file:
-        file.write("\n")
+    log = tmp_path / "log.csv"
+    log.write_text(edited.format(log.read_text()), encoding="utf-8")
     run(data_dir, tmp_path, "--max_iters=6")
     assert [row["step"] for row in rows(tmp_path)] == list("123456")
 
