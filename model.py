@@ -225,6 +225,7 @@ class GPT(nn.Module):
         if not 0 < block_size <= self.config.block_size:
             raise ValueError(f"{block_size=}: the model has {self.config.block_size} positions")
         self.transformer.wpe.weight.data = self.transformer.wpe.weight.data[:block_size].clone()
+        self.transformer.wpe.num_embeddings = block_size
         self.config.block_size = block_size
 
     @classmethod

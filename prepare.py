@@ -58,8 +58,7 @@ def train_bpe(word_counts, vocab_size):
     Words begin as bytes, the tokens 0 to 255. Then, again and again, the most frequent pair of
     neighbors becomes a new token (of equally frequent ones, the pair with smaller ids).
     A word is kept as a string of one character per token, chr(id), so that a merge is str.replace:
-    once "th" is token 256, "the" is chr(256) + "e". tokens[256] is the token's text, "th" (latin-1,
-    one character per byte).
+    once "th" is token 256, "the" is chr(256) + "e". tokens[256] is its text, "th", as latin-1.
     """
     tokens = [chr(byte) for byte in range(256)]
     ids = {token: i for i, token in enumerate(tokens)}

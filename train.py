@@ -323,7 +323,7 @@ def main(arguments):
         if run.stop or is_due(run, snapshot_interval):
             save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")
         # On a terminal, show how far the run is.
-        if math.isfinite(run.loss):
+        if sys.stdout.isatty() and math.isfinite(run.loss):
             show(progress(run))
 
     show("")
