@@ -256,7 +256,7 @@ class Cache:
         head_dim = config.n_embd // config.n_head
         # (layer, key or value, B, n_head, position, head_dim)
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
-        self.past = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+        self.past = torch.empty(shape, device=weight.device, dtype=weight.dtype)
         self.length = 0  # positions filled
         self.n_read = 0  # tokens of the text read; unlike length, it never starts again from 0
         self.n_ids = n_token_ids(model.tokenizer)  # logits beyond it are padding; None: keep all
@@ -397,10 +397,9 @@ def linear_cross_entropy(x, weight, targets):
 
 def padded_cross_entropy(x, matrix, targets):
     """The same on a GPU, whose tensor cores want multiples of 128: (N, C), (V, C), (N,) -> ()."""
-    vocab_size = len(matrix)
-    logits = F.linear(x, F.pad(matrix, (0, 0, 0, (-vocab_size) % 128)))
+    logits = F.linear(x, F.pad(matrix, (0, 0, 0, (-len(matrix)) % 128)))
     column = torch.arange(logits.size(1), device=x.device)
-    logits = torch.where(column < vocab_size, logits.float(), -1e30)
+    logits = torch.where(column < len(matrix), logits.float(), -1e30)
     return F.cross_entropy(logits, targets, ignore_index=-1)
 
 
@@ -486,8 +485,8 @@ def for_inference(model, device, dtype):
             zeros = torch.zeros(len(weight), dtype=torch.int64)
             with warnings.catch_warnings(action="ignore"):  # quantize_per_channel is deprecated
                 weight = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-            packed = torch.ops.quantized.linear_prepack(weight, layer.bias)
-            layer.forward = partial(torch.ops.quantized.linear_dynamic, W_prepack=packed,
+            weight = torch.ops.quantized.linear_prepack(weight, layer.bias)
+            layer.forward = partial(torch.ops.quantized.linear_dynamic, W_prepack=weight,
                                     reduce_range=True)
             layer.weight = None
     return model.eval()
@@ -502,6 +501,7 @@ class CUDAGraphCache(Cache):
 
     def __init__(self, model, batch_size):
         super().__init__(model, batch_size)
+        self.past.zero_()  # a masked NaN would still give NaN
         self.position = torch.zeros(1, dtype=torch.int64, device=self.past.device)
         self.ids = self.position.repeat(batch_size, 1)
         self.graphs = {}  # window -> (graph, its logits)
@@ -778,8 +778,7 @@ def read_tensorflow(path):
             crc ^= byte
             for _ in range(8):
                 crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-        crc ^= 0xFFFFFFFF
-        rotated = (crc >> 15) | (crc << 17)
+        rotated = ~((crc >> 15) | (crc << 17))
         return ((rotated + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
     def read_table(place):  # yield its keys and values; place has its offset and size
@@ -828,12 +827,14 @@ def read_tensorflow(path):
 
 def export(model, folder, tokenizer):
     """Write config.json, model.safetensors and the tokenizer's files, all of them or none."""
-    folder, config = Path(folder), model.config
+    folder = Path(folder)
+    config = model.config
     if model.lm_head.weight is not model.transformer.wte.weight:
         raise ValueError("the output matrix is not the token embedding (for_inference unties them)")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose another folder")
-    files, end_id = {}, config.vocab_size - 1
+    files = {}
+    end_id = config.vocab_size - 1
     if tokenizer:
         encoding = prepare.load_tokenizer(tokenizer)
         end_id = encoding.eot_token
@@ -855,7 +856,8 @@ def export(model, folder, tokenizer):
         weights[name] = tensor.t() if name.startswith("h.") and tensor.dim() == 2 else tensor
         if not config.bias and name.startswith(("h.", "ln_f.")):
             weights[name.replace(".weight", ".bias")] = torch.zeros(len(tensor))  # as good as none
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, tensor in weights.items():
         start, end = end, end + tensor.nbytes
         header[name] = dict(dtype="F32", shape=list(tensor.shape), data_offsets=[start, end])

@@ -382,10 +382,9 @@ def find_files(sources):
         copy = f"data/downloads/{digest}-{os.path.basename(source.split('?')[0])}"
         found = [source] if os.path.exists(source) else [copy, *glob.glob(source, recursive=True)]
         if source in ("-", "-.jsonl"):  # standard input, kept because it is read three times
-            copy = f"{out_dir}/stdin{source[1:]}"
-            with atomic_write(copy) as file:
+            found = [f"{out_dir}/stdin{source[1:]}"]
+            with atomic_write(found[0]) as file:
                 file.writelines(iter(lambda: os.read(0, 1 << 20), b""))
-            found = [copy]
         elif os.path.isdir(source):  # without hidden files (rglob does not follow links)
             found = [path for path in Path(source).rglob("*")
                      if "/." not in f"/{path.relative_to(source).as_posix()}"

@@ -186,7 +186,8 @@ def print_score(model, encoding, text):
     tokens = np.array(encoding.encode(text, allowed_special="all"))
     if len(tokens) < 2:
         raise ValueError(f"{score} is too short to be scored: it needs two tokens")
-    block_size, place = model.config.block_size, model.transformer.wte.weight.device
+    block_size = model.config.block_size
+    place = model.transformer.wte.weight.device
     ends = [*range(block_size + 1, len(tokens), min(stride, block_size)), len(tokens)]
     windows = [(max(0, end - block_size - 1), first, end) for first, end in zip([1, *ends], ends)]
 

@@ -534,7 +534,7 @@ def load_weights_for(name, meta):
 
 def find_own_snapshot(settings, meta):
     """Return the newest valid snapshot in out_dir, None for a new run."""
-    instead = "choose another --out_dir, or start over: --init_from=scratch --overwrite"
+    hint = "choose another --out_dir, or start over: --init_from=scratch --overwrite"
     candidates = [] if overwrite or init_from == "scratch" else snapshots(out_dir)
     for path in candidates:
         try:
@@ -549,13 +549,12 @@ def find_own_snapshot(settings, meta):
         ours = {**settings, "data": meta["splits"]["train"]["fingerprint"]}
         for name in FIXED:
             if ours[name] != theirs.get(name):
-                found = f"{name}={theirs.get(name)}, not {ours[name]}"
-                raise ValueError(f"{path} has {found}: {instead}")
+                raise ValueError(f"{path} has {name}={theirs.get(name)}, not {ours[name]}: {hint}")
         return snapshot | {"path": path}
     if not overwrite and (files_of_run() or init_from == "resume"):
         missing = "" if init_from == "scratch" else " and no valid snapshot to resume"
         raise ValueError(f"{init_from=}, but {out_dir} has {len(files_of_run())} files of a run"
-                         f"{missing}: {instead}")
+                         f"{missing}: {hint}")
     return None
 
 
@@ -712,16 +711,15 @@ def save_snapshot(run, name):
     place = "cpu" if run.machine.rank == 0 else "meta"  # the other processes contribute their part
     names = {p: name for name, p in run.model.named_parameters()}
     weights = gathered(dict(run.model.named_parameters()), place)
-    states = [{names[p]: gathered(opt.state[p], place) for p in opt.state}
+    states = [{"state": {names[p]: gathered(opt.state[p], place) for p in opt.state}}
               for opt in run.optimizers]
     if run.machine.rank == 0:
         weights["lm_head.weight"] = weights["transformer.wte.weight"]  # tied: written once
         snapshot = dict(
             format_version=2, settings=run.settings, model_config=vars(run.model.config),
             tokenizer=run.meta["tokenizer"], data=run.meta["splits"]["train"]["fingerprint"],
-            step=run.step, sequences=run.sequences, loss=run.loss,
-            best_val_loss=run.best_val_loss, best_measure=run.best_measure,
-            model_state_dict=weights, optimizer_state_dict=[{"state": state} for state in states],
+            step=run.step, sequences=run.sequences, loss=run.loss, best_val_loss=run.best_val_loss,
+            best_measure=run.best_measure, model_state_dict=weights, optimizer_state_dict=states,
             scaler_state_dict=run.scaler.state_dict())
         with atomic_write(Path(out_dir, name)) as file:
             try:

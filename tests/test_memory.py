@@ -11,10 +11,20 @@ ROOT = Path(__file__).parent.parent
 
 # Run in a process of its own, whose peak memory no other test has raised. Writing 5 to clear_refs
 # sets the peak, VmHWM, to the memory in use.
-MEASURE = """
+PEAK = """
 import io
 import sys
 from pathlib import Path
+
+def peak(function, *arguments):
+    Path("/proc/self/clear_refs").write_text("5")
+    function(*arguments)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+"""
+
+LONG_RUNS = PEAK + """
 import config, prepare, sample, train
 
 folder = sys.argv[1]
@@ -23,12 +33,6 @@ tiny = ("--n_layer=1 --n_embd=32 --n_head=2 --block_size=8 --batch_size=2 --devi
         "--snapshot_interval=100 --num_return_sequences=1 --sample_interval=100 "
         "--overwrite --init_from=scratch "
         f"--data_dir={folder}/data --out_dir={folder}/out").split()
-
-def peak(function, *arguments):
-    Path("/proc/self/clear_refs").write_text("5")
-    function(*arguments)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 def iterations(count):
     assert config.run(train.main, [*tiny, f"--max_iters={count}"]) == 0
@@ -45,20 +49,45 @@ def leak(count):
 Path(folder, "text.txt").write_text(Path("input.txt").read_text(encoding="utf-8")[:5000])
 config.run(prepare.main, [f"--input={folder}/text.txt", f"--out_dir={folder}/data",
                           "--vocab_size=270"])
-for function, few, many in ((iterations, 300, 3000), (generations, 20, 200), (leak, 0, 3000)):
+for function, few, many in ((iterations, 150, 1500), (generations, 10, 100), (leak, 0, 1500)):
     before = peak(function, few)
     print(function.__name__, peak(function, many) - before)
 """
 
+SHORT_TEXTS = PEAK + """
+import torch
+from model import GPT, GPTConfig
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured as Linux does it")
-def test_3000_iterations_and_200_generations_need_less_than_20_mb_more_than_a_few(tmp_path):
-    process = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], cwd=ROOT, text=True,
+model = GPT(GPTConfig(block_size=1024, vocab_size=65, n_layer=4, n_head=2, n_embd=128)).eval()
+ids = torch.zeros(64, 8, dtype=torch.int64)
+model.generate(ids, 8)
+before = peak(int)
+print(peak(model.generate, ids, 8) - before)
+"""
+
+needs_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(),
+                                 reason="measured as Linux does it")
+
+
+def run(code, *arguments):
+    """Return what the code prints."""
+    process = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, text=True,
                              env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
     assert process.returncode == 0, process.stderr
-    lines = [line.split() for line in process.stdout.splitlines()]
-    assert process.stdout.count("A prompt") == 220
+    return process.stdout
+
+
+@needs_linux
+def test_1500_iterations_and_100_generations_need_less_than_5_mb_more_than_a_few(tmp_path):
+    output = run(LONG_RUNS, tmp_path)
+    assert output.count("A prompt") == 110
+    lines = [line.split() for line in output.splitlines()]
     grown = {words[0]: float(words[1]) for words in lines
              if words and words[0] in ("iterations", "generations", "leak")}
-    assert grown["leak"] > 20  # 10 kB lost each time would be noticed
-    assert grown["iterations"] < 20 and grown["generations"] < 20, grown
+    assert grown["leak"] > 5  # 10 kB lost each time would be noticed
+    assert grown["iterations"] < 5 and grown["generations"] < 5, grown
+
+
+@needs_linux
+def test_memory_for_generating_grows_with_the_text_and_not_with_block_size():
+    assert float(run(SHORT_TEXTS)) < 50  # of 268 MB for the keys and values of 64 x 1024 positions
