@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -579,9 +580,9 @@ def read_snapshot(path, **changes):
                             tokenizer=prepare.gpt2_tokenizer() if is_gpt2 else None)
         if snapshot.get("format_version") != 2:
             raise ValueError("not a snapshot of this version of train.py (format_version 2)")
-        model = GPT(GPTConfig(**(snapshot["model_config"] | changes)))
         state = snapshot["model_state_dict"]
-        model.load_state_dict({re.sub(PREFIXES, "", key): state[key] for key in state})
+        model = with_weights(GPTConfig(**(snapshot["model_config"] | changes)),
+                             {re.sub(PREFIXES, "", key): state[key] for key in state})
         model.tokenizer = snapshot["tokenizer"]
         if model.tokenizer:
             prepare.load_tokenizer(model.tokenizer)  # raises an error if it is damaged
@@ -635,7 +636,7 @@ def load_pretrained(name, dropout):
         raise ValueError(f"{name} is a file: expected its folder, or a snapshot (.pt)")
     with prepare.named_errors(name):
         folder = path if path.is_dir() else hub_folder(name)
-        model = load_weights(folder, dropout)
+        model = with_weights(*read_weights(folder, dropout))
         try:
             model.tokenizer = prepare.read_tokenizer(folder, model.config.vocab_size)
         except OSError as error:  # GPT-2's own vocabulary may not be available
@@ -643,8 +644,21 @@ def load_pretrained(name, dropout):
     return model
 
 
-def load_weights(folder, dropout):
-    """Return the model of a folder with config.json (or hparams.json) and weights."""
+def with_weights(config, state):
+    """Return a GPT with the weights of state, which may be maps of files, in memory of its own."""
+    # On "meta", it is neither initialized nor in memory. (normal_ would take a second there.)
+    with torch.device("meta"), mock.patch("torch.nn.init.normal_"):
+        model = GPT(config)
+    model.load_state_dict(state, assign=True)
+    model.lm_head.weight = model.transformer.wte.weight
+    state.clear()  # so that each map is released before the next tensor is copied
+    for parameter in model.parameters():
+        parameter.data = torch.empty(parameter.shape).copy_(parameter.data)
+    return model
+
+
+def read_weights(folder, dropout):
+    """Return the GPTConfig and {name: tensor} of a folder with config.json (or hparams.json)."""
     path = next(folder / name for name in CONFIG_FILES if (folder / name).exists())
     # One activation function has two names.
     about = json.loads(path.read_bytes().replace(b'"gelu_pytorch_tanh"', b'"gelu_new"'))
@@ -676,15 +690,7 @@ def load_weights(folder, dropout):
     n_bytes = sum(os.path.getsize(path) for path in folder.iterdir())
     if config.n_layer > len(state) or n_numbers > n_bytes:
         raise ValueError(f"{n_bytes} bytes can't hold n_layer={config.n_layer}, {n_numbers} values")
-    with torch.device("meta"):  # neither initialized nor in memory
-        model = GPT(config)
-    model.load_state_dict(state, assign=True)
-    model.lm_head.weight = model.transformer.wte.weight
-    # The tensors are maps of the files. Copied one by one, each map is released before the next.
-    del state, found, tensor, wte
-    for parameter in model.parameters():
-        parameter.data = torch.empty(parameter.shape).copy_(parameter.data)
-    return model
+    return config, state
 
 
 def weight_files(folder):
