@@ -348,9 +348,9 @@ def get_device(device="auto", dtype="auto"):
         dtype = "float32"
         if device.type == "cuda":
             dtype = "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"  # not emulated
-        elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # in new PyTorch
+        elif device.type == "cpu":
             # Faster with AMX, or with AVX512-BF16 on AMD (Intel has AVX512-FP16, too).
-            has = torch.cpu.get_capabilities()
+            has = getattr(torch.cpu, "get_capabilities", dict)()  # {} in old PyTorch
             if has.get("amx_bf16") or (has.get("avx512_bf16") and not has.get("avx512_fp16")):
                 dtype = "bfloat16"
     if dtype not in ("float32", "bfloat16", "float16"):
@@ -451,8 +451,13 @@ def new_cache(model, n_rows, max_new_tokens, compile=False):
         return CUDAGraphCache(model, n_rows) if compile else Cache(model, n_rows)
     supported = torch.backends.mkldnn.is_available() and (head.dtype == torch.float32 or (
         head.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
-    if supported and n_rows * max_new_tokens >= 32:  # packing takes as long as a few steps
-        model = packed(model, n_rows)
+    # On Intel's CPUs, Intel's MKL (F.linear in float32) is faster for one or two rows.
+    cpu_name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
+    is_mkl_faster = n_rows <= 2 and head.dtype == torch.float32 and "Intel" in cpu_name
+    # Packing takes as long as a few steps.
+    if supported and n_rows * max_new_tokens >= 32 and not is_mkl_faster:
+        # With AMX, bfloat16 weights that are packed for two rows are faster for one, too.
+        model = packed(model, n_rows if head.dtype == torch.float32 else max(2, n_rows))
     return Cache(model, n_rows)
 
 

@@ -211,7 +211,7 @@ def available(dtype, folder):
     for name, load in PROGRAMS.items():
         try:
             found[name] = load(folder, dtype)
-        except ImportError:
+        except (ImportError, ValueError):  # CTranslate2: this machine has no bfloat16 for it
             continue
     return found
 
