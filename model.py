@@ -651,7 +651,7 @@ def load_pretrained(name, dropout):
 
 def with_weights(config, state):
     """Return a GPT with the weights of state, which may be maps of files, in memory of its own."""
-    # On "meta", it is neither initialized nor in memory. (normal_ would take a second there.)
+    # On "meta", it is not in memory. (The first normal_ there would import sympy, for a second.)
     with torch.device("meta"), mock.patch("torch.nn.init.normal_"):
         model = GPT(config)
     model.load_state_dict(state, assign=True)
