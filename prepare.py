@@ -336,6 +336,8 @@ def download(url, path, headers=None):
             print(f"{message}; retrying in {delay} s", file=sys.stderr)
             time.sleep(delay)
         except OSError as error:  # the disk's (those of requests are caught above)
+            if os.path.exists(path):  # another process has downloaded it
+                return
             raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -353,13 +355,15 @@ def fetch(url, part, headers):
         total = size + (response.raw.length_remaining or 0)
         promised = response.headers.get("Content-Range", "").rpartition("/")[2]  # "bytes 0-9/10"
         started, resumed_at = time.monotonic(), size
-        with open(part, "r+b" if size else "wb") as file:  # (not "ab": two may write the same part)
+        # Another process may be writing the same part: the same bytes to the same places.
+        with open(part, "r+b" if part.exists() else "wb") as file:
             file.seek(size)
             for block in response.iter_content(1 << 16):
                 size += file.write(block)
                 speed = (size - resumed_at) / 1e6 / (time.monotonic() - started + 1e-9)
                 print(f"{part.stem}: {size / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s",
                       file=sys.stderr, end="\n" if size == total else "  \r")
+            file.truncate()
     if size < total or promised not in ("", "*", str(size)):
         raise requests.ConnectionError(f"{size:,} of {total:,} bytes came")
     with open(part, "rb") as file:

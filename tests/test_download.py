@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import urllib3
@@ -221,6 +222,23 @@ def test_processes_of_one_torchrun_do_not_disturb_each_other(server, tmp_path):
         assert run.communicate()[1].endswith(b"MB/s\n") and run.returncode == 0
     assert (tmp_path / "x").read_bytes() == DATA
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("fault", ["slow", "ignores"])
+def test_several_processes_download_the_same_file_at_once(fault, server, tmp_path):
+    server.faults = [fault] * 4
+    with ThreadPoolExecutor(4) as threads:  # list raises what a thread has raised
+        list(threads.map(prepare.download, [server.url] * 4, [tmp_path / "x"] * 4))
+    assert (tmp_path / "x").read_bytes() == DATA
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_part_longer_than_the_file_is_cut_if_the_server_ignores_ranges(server, tmp_path):
+    server.digest = None
+    server.faults = ["ignores"]
+    (tmp_path / "x.part").write_bytes(DATA + b"longer")
+    prepare.download(server.url, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA
 
 
 def test_the_constants_of_a_download_are_not_settings():
