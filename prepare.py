@@ -508,7 +508,7 @@ def publish(description, encoding, splits, digest):
             print(f"note: no document falls into {split}: raise {split}_fraction, or join them "
                   "in one file", file=sys.stderr)
     learned = [repr(encoding.decode([i])) for i in range(256, encoding.eot_token)]
-    print("tokens learned:", *learned[:8], "...", *learned[-8:])
+    print("tokens learned:", *learned[:8], "...", *learned[8:][-8:])
     cache = os.getenv("TIKTOKEN_CACHE_DIR", os.getenv("TMPDIR", "/tmp") + "/data-gym-cache")
     if os.path.exists(f"{cache}/{GPT2_CACHE}"):  # nothing is downloaded for a comparison
         text = encoding.decode(np.fromfile(f"{out_dir}/val.bin", dtype, 1 << 18).tolist())

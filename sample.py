@@ -198,7 +198,8 @@ def print_score(model, encoding, text):
     nats = sum(measure(loss_of, tokens, windows, 1, block_size))
     n_targets = len(tokens) - 1  # the first token follows nothing
     loss = nats / n_targets
-    n_bytes = len(encoding.decode_bytes(tokens[1:].tolist()))
+    without_marks = tokens[1:][tokens[1:] != encoding.eot_token]  # (as in prepare.py's bytes)
+    n_bytes = max(1, len(encoding.decode_bytes(without_marks.tolist())))
     print(f"{n_targets} tokens, {n_bytes} bytes: loss {loss:.4f}, perplexity "
           f"{math.exp(min(loss, 700)):.2f}, bits per byte {nats / math.log(2) / n_bytes:.4f}")
 

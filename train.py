@@ -49,7 +49,7 @@ sample_interval = 0  # iterations between samples; 0: none
 sample_prompt = "\n"  # what samples begin with
 num_return_sequences = 5  # samples of the final model
 max_length = 30  # new tokens in every sample
-# model
+# model (with the name of a model in init_from, its own shape counts)
 size = ""  # a name in model.py's SIZES, instead of the next three
 n_layer = 4  # blocks
 n_head = 4  # attention heads in each block
@@ -448,8 +448,8 @@ def load_data(folder):
             raise ValueError(f"{path} is missing or not what meta.json says: {again}")
         data[split] = Tokens([path for path in paths if path.stat().st_size > 0], meta["dtype"])
         if len(data[split]) < least.get(split, 0):
-            raise ValueError(f"{path} is missing or has under {least[split]} tokens "
-                             f"({block_size=}): {again}")
+            raise ValueError(f"{path} is missing or has under {least[split]} tokens: lower "
+                             f"{block_size=}, use more text, or {again}")
     meta["tokenizer"] = meta.get("tokenizer") or prepare.gpt2_tokenizer()
     return meta, data
 
@@ -515,8 +515,8 @@ def start_run(settings, meta, data, machine):
     if sum_over_processes(run.step) != run.step * machine.n_processes:
         raise ValueError(f"out_dir={out_dir}: expected a folder that all processes share")
     print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, "
-          f"{run.n_iters} iterations of {sequences * block_size:,}, {machine.device.type}, "
-          f"{str(machine.dtype)[6:]}, {optimizer}")
+          f"{run.n_iters} iterations of {sequences * block_size:,} tokens, "
+          f"{machine.device.type}, {str(machine.dtype)[6:]}, {optimizer}")
     return run
 
 
@@ -534,7 +534,8 @@ def load_weights_for(name, meta):
 
 def find_own_snapshot(settings, meta):
     """Return the newest valid snapshot in out_dir, None for a new run."""
-    hint = "choose another --out_dir, or start over: --init_from=scratch --overwrite"
+    source = "scratch" if init_from in ("auto", "resume") else init_from
+    hint = f"choose another --out_dir, or start over: --init_from={source} --overwrite"
     candidates = [] if overwrite or init_from == "scratch" else snapshots(out_dir)
     for path in candidates:
         try:

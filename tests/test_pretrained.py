@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import random
+import re
 import shutil
 import threading
 import time
@@ -356,6 +357,26 @@ def test_a_model_without_tokenizer_and_with_spare_ids_trains_and_samples(data_di
                   f"--out_dir={tmp_path / 'out'}", "--block_size=16", "--max_iters=1",
                   "--max_length=60", "--device=cpu", "--eval_iters=1")
     assert out.count("  sample    |") == 5
+
+
+def test_a_fine_tuning_run_with_another_shape_is_told_how_to_start_over(data_dir, tmp_path):
+    model = tmp_path / "model"
+    GPT(GPTConfig(block_size=16, vocab_size=300, n_layer=1, n_head=2, n_embd=8)).save_pretrained(
+        model)
+    command = ("train", f"--init_from={model}", f"--data_dir={data_dir}", "--max_iters=1",
+               f"--out_dir={tmp_path / 'out'}", "--device=cpu", "--eval_iters=1", "--max_length=2")
+    out = succeed(*command, "--block_size=16")
+    code, _, err = call(*command, "--block_size=8")
+    assert code == 1 and err.count("\n") == 1
+    advice = re.search("--init_from=.*--overwrite$", err.strip())[0].split()
+    again = succeed(*command, "--block_size=16", *advice)
+    assert again.split(" parameters")[0] == out.split(" parameters")[0]  # the same model again
+
+
+def test_a_text_shorter_than_a_sequence_is_no_reason_to_repeat_the_preparation(data_dir, tmp_path):
+    code, _, err = call("train", f"--data_dir={data_dir}", "--block_size=400000",
+                        f"--out_dir={tmp_path / 'out'}", "--device=cpu")
+    assert code == 1 and "lower block_size=400000" in err and err.count("\n") == 1
 
 
 def test_a_model_made_for_inference_is_not_saved(tmp_path):

@@ -530,6 +530,19 @@ def test_a_prompt_longer_than_the_block_is_refused_with_both_lengths(sampled, en
                    "block_size", "32")
 
 
+def test_end_of_text_counts_as_a_token_of_a_scored_text_and_as_no_byte(sampled, tmp_path):
+    (tmp_path / "text.txt").write_text("hello<|endoftext|>world")
+    code, out, _ = sampled(f"--score={tmp_path / 'text.txt'}")
+    tokens, size, loss, bits = re.search(
+        r"(\d+) tokens, (\d+) bytes: loss (.*), perp.*, bits per byte (.*)", out).groups()
+    first = len("hello") + len("world") - int(size)  # the bytes of the first token: not predicted
+    assert code == 0 and 1 <= first <= 5
+    assert float(bits) == pytest.approx(
+        float(loss) * int(tokens) / math.log(2) / int(size), rel=1e-3)
+    (tmp_path / "text.txt").write_text("<|endoftext|>" * 3)
+    assert sampled(f"--score={tmp_path / 'text.txt'}")[0] == 0
+
+
 def test_a_text_too_short_to_be_scored_is_refused(sampled, tmp_path):
     (tmp_path / "empty.txt").touch()
     assert_refused(sampled(f"--score={tmp_path / 'empty.txt'}"), 1, "empty.txt")

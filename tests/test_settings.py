@@ -139,6 +139,13 @@ def test_a_setting_of_the_command_line_keeps_its_value_inside_the_config_file(sc
     assert override(script, recipe, "--rate=2")["rate"] == 2.0
 
 
+@pytest.mark.parametrize("batch_size, passes", [(8, 32), (64, 8), (512, 8)])
+def test_gpt3s_batch_is_near_its_table_and_never_0(batch_size, passes):
+    recipe = ROOT / "config" / "gpt3.py"
+    settings = override(ROOT / "train.py", recipe, f"--batch_size={batch_size}")
+    assert settings["gradient_accumulation_steps"] == passes
+
+
 def test_a_config_file_computes_with_the_settings_so_far(script, tmp_path):
     before, recipe = tmp_path / "before.py", tmp_path / "recipe.py"
     before.write_text("steps = 4\n")
