@@ -49,7 +49,7 @@ sample_interval = 0  # iterations between samples; 0: none
 sample_prompt = "\n"  # what samples begin with
 num_return_sequences = 5  # samples of the final model
 max_length = 30  # new tokens in every sample
-# model (with the name of a model in init_from, its own shape counts)
+# model (if init_from names one, only block_size and dropout count)
 size = ""  # a name in model.py's SIZES, instead of the next three
 n_layer = 4  # blocks
 n_head = 4  # attention heads in each block
