@@ -180,8 +180,8 @@ class GPT(nn.Module):
         numbers of its own: more rows do not change its text. The text may outgrow block_size. With
         compile, CUDA replays each step as a recorded graph.
         """
-        if temperature < 0 or (top_p is not None and not 0 < top_p <= 1):
-            raise ValueError(f"{temperature=}, {top_p=}: expected temperature >= 0, 0 < top_p <= 1")
+        if temperature < 0 or (top_k or 0) < 0 or (top_p is not None and not 0 < top_p <= 1):
+            raise ValueError(f"{temperature=}, {top_k=}, {top_p=}: expected >= 0, >= 0, in (0, 1]")
         cache = new_cache(self, len(idx), max_new_tokens, compile)  # a Cache, or a faster variant
         u = uniform_rows(len(idx), generator or torch.default_generator, idx.device)
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)

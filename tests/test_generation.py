@@ -479,8 +479,9 @@ def test_beams_may_outgrow_the_block():
 # ---- invalid options ----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("prompt_length, options, named", [
-    (0, dict(), "0 tokens"), (3, dict(temperature=-0.5), "temperature"),
-    (3, dict(top_p=0.0), "top_p"), (3, dict(top_p=1.5), "top_p")])
+    (0, dict(), "0 tokens"), (3, dict(temperature=-0.5), "temperature=-0.5"),
+    (3, dict(top_k=-1), "top_k=-1"), (3, dict(top_p=0.0), "top_p=0.0"),
+    (3, dict(top_p=1.5), "top_p=1.5")])
 def test_an_invalid_option_raises_a_value_error_that_names_it(
         prompt_length, options, named):
     with pytest.raises(ValueError, match=named):
