@@ -6,9 +6,9 @@
 # Versions: torch 2.13.0, bitsandbytes 0.50.2.
 #
 # Seen: once such a layer has been called on a CPU with AVX512-BF16, the next
-# state_dict (save_pretrained takes one) or move to another device destroys
-# it, in the file and in memory, if it was quantized without compress_statistics
-# (load_in_4bit's bnb_4bit_use_double_quant, which is off unless asked for).
+# state_dict (save_pretrained takes one) destroys it, in the file and in memory,
+# if it was quantized without compress_statistics (bnb_4bit_use_double_quant in
+# transformers, which is off unless asked for).
 # The first call rearranges the codes and transposes the scales, one for each
 # 64 weights, in place. Before saving, the codes are put back; the scales only
 # where they were quantized, too. All others are left to be read in the wrong
