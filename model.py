@@ -1,9 +1,9 @@
 """GPT-2: the network, its loss, text generation with a key/value cache, and files of weights.
 
-As in GPT-2 (Radford et al. 2019), only without dropout of attention weights in training:
+This is GPT-2 (Radford et al. 2019), except that attention weights are never dropped in training:
 - learned positions, added to the token embeddings
 - LayerNorm before attention and before the MLP, and one at the end
-- tanh GELU; biases in all linear layers
+- tanh GELU; biases in all linear layers except the output matrix
 - the output matrix is the token embedding (tied weights)
 """
 
@@ -37,7 +37,7 @@ class GPTConfig:
     vocab_size: int = 50257
     n_layer: int = 12
     n_head: int = 12
-    n_embd: int = 768  # width of the residual stream, C below
+    n_embd: int = 768  # numbers that represent one position, C below
     dropout: float = 0.0
     bias: bool = True  # biases in the linear layers and LayerNorms, as GPT-2 has them
 
@@ -57,7 +57,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config, layer):
         super().__init__()
-        self.layer = layer  # where the cache keeps this layer's keys and values
+        self.layer = layer  # the index of this layer's keys and values in the cache
         self.n_head = config.n_head
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -155,7 +155,7 @@ class GPT(nn.Module):
         position = torch.arange(start, start + T, device=idx.device)
         x = self.hidden(idx, position, cache)
         if cache is not None:
-            cache.length += T  # only now: each layer has stored its keys from the old length on
+            cache.length += T  # not earlier: all layers store their keys from the old length on
         if targets is None:  # generating: only the last position matters
             return self.lm_head(x[:, -1:]), None
         if not return_logits:
@@ -176,9 +176,9 @@ class GPT(nn.Module):
                generator=None, compile=False):
         """Yield what follows idx (B, T), token by token: (ids (B, 1), logits (B, vocab_size)).
 
-        Ends after max_new_tokens or once every row has produced eos_token. Each row draws random
-        numbers of its own: more rows do not change its text. The text may outgrow block_size. With
-        compile, CUDA replays each step as a recorded graph.
+        Ends after max_new_tokens or once every row has produced eos_token. Each row has its own
+        random numbers, so adding rows does not change its text. The text may outgrow block_size.
+        With compile, CUDA replays each step as a recorded graph.
         """
         if temperature < 0 or (top_k or 0) < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_k=}, {top_p=}: expected >= 0, >= 0, in (0, 1]")

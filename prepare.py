@@ -49,7 +49,7 @@ out_dir = "data"  # folder for train.bin, val.bin, test.bin and meta.json
 SPLITS = ("train", "val", "test")
 END_OF_TEXT = "<|endoftext|>"
 # GPT-2 cuts text into words first, and no token crosses a cut: "They've 12  cats!" is cut into
-# They|'ve| 12| | cats|!. A word may begin with one space. (`++` is `+` without backtracking.)
+# They|'ve| 12| | cats|!. (\p{L} is a letter, \p{N} a digit; `++` is `+` without backtracking.)
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
@@ -58,7 +58,7 @@ def train_bpe(word_counts, vocab_size):
     Words begin as bytes, the tokens 0 to 255. Then, again and again, the most frequent pair of
     neighbors becomes a new token (of equally frequent ones, the pair with smaller ids).
     A word is kept as a string of one character per token, chr(id), so that a merge is str.replace:
-    once "th" is token 256, "the" is chr(256) + "e". tokens[256] is its text, "th", as latin-1.
+    once "th" is token 256, "the" is chr(256) + "e". tokens[256] is "th", its bytes as latin-1.
     """
     tokens = [chr(byte) for byte in range(256)]
     ids = {token: i for i, token in enumerate(tokens)}
@@ -80,11 +80,11 @@ def train_bpe(word_counts, vocab_size):
             break
         left, right = min(pair for pair, count in pair_counts.items() if count == highest)
         token = tokens[ord(left)] + tokens[ord(right)]
-        if token not in ids:  # "abc" may exist already: both ab+c and a+bc produce it
+        if token not in ids:  # "abc" may exist as ab+c: then a+bc is merged into that token
             ids[token] = len(tokens)
             tokens.append(token)
-        # Recount the words that contain the pair, or did. (list: count_pairs changes the set.)
-        for index in list(words_with[left, right]):
+        # Recount the words that contain the pair, or did.
+        for index in words_with[left, right]:
             count_pairs(index, -1)
             words[index] = words[index].replace(left + right, chr(ids[token]))
             count_pairs(index, +1)
@@ -104,7 +104,7 @@ def load_tokenizer(description):
 
 
 def split_by_position(pieces, n_characters):
-    """Yield (split, text, False) for the pieces of a single document: it has no <|endoftext|>."""
+    """Yield (split, text, False) for a single document (False: no <|endoftext|> follows)."""
     train_end = int(n_characters * (1 - val_fraction - test_fraction))
     val_end = int(n_characters * (1 - test_fraction))
     position = 0  # where text begins in the document
@@ -405,7 +405,7 @@ def document_pieces(paths):
     """Yield (text, is_last) for all pieces of all documents but empty ones. A document ends, with
     is_last, where its file or line does or, with split_on_eot, at <|endoftext|>."""
     for path in paths:
-        with named_errors(path), open(path, "rb") as file:
+        with open(path, "rb") as file, named_errors(path):
             for text, is_last in read(path, file):  # (a mark is never first in the rest of a text)
                 *ended, rest = text.split(END_OF_TEXT) if split_on_eot else [text]
                 yield from ((part, True) for part in ended if part)

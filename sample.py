@@ -24,7 +24,7 @@ init_from = "auto"  # 'auto', 'resume': a snapshot of out_dir; or 'gpt2', anothe
 export = ""  # write the model into this new folder in Hugging Face's format, and stop
 # text
 start = "\n"  # the prompt; FILE:path reads a file, - standard input, '' begins a new document
-num_samples = 1  # continuations, generated side by side (one with beams or probs)
+num_samples = 1  # continuations, generated side by side (probs: one; beams: one for each beam)
 max_new_tokens = 200  # length of each
 temperature = 0.8  # below 1 sharpens the distribution, above 1 flattens it, 0: the likeliest token
 top_k = 200  # draw only among the k likeliest tokens; 0: all
@@ -44,7 +44,7 @@ compile = False  # on CUDA: replay a token's work as a CUDA graph (this is not t
 
 
 def draw(model, encoding, prompt, n_rows, generator):
-    """Return an iterator over (new ids (B, 1), logits (B, vocab_size)) that ends with the text."""
+    """Return an iterator over (new ids (B, 1), logits (B, vocab_size)) until the text ends."""
     idx = encode_prompt(model, encoding, prompt, n_rows)
     return model.stream(idx, max_new_tokens, temperature, top_k, top_p, generator=generator,
                         eos_token=encoding.eot_token, compile=compile)
@@ -105,14 +105,14 @@ def main(arguments):
     if not model.tokenizer:
         raise ValueError("the model has no tokenizer: put its tokenizer.json beside the weights")
     if dtype == "auto" and place.type == "cpu" and (score or model.num_params() < 20e6):
-        matrix_dtype = torch.float32  # small models are faster in it, and scores exact
+        matrix_dtype = torch.float32  # in it, small models are faster and scores are exact
     model = for_inference(model, place, "int8" if dtype == "int8" else matrix_dtype)
     encoding = load_tokenizer(model.tokenizer)
     if score:
         return print_score(model, encoding, text)
     if interactive:
         return converse(model, encoding)
-    respond(model, encoding, text, torch.Generator().manual_seed(seed))  # by a function above
+    respond(model, encoding, text, torch.Generator().manual_seed(seed))  # calls one of generate...
 
 
 # ---- plumbing: skip on a first reading ----

@@ -68,7 +68,7 @@ target_split = "train"  # the loss that target_loss refers to: 'train' or 'val'
 optimizer = "muon"  # 'muon' (for the matrices in the blocks, AdamW for the rest) or 'adamw'
 learning_rate = 0.01  # AdamW's peak learning rate
 muon_learning_rate = 0.03  # Muon's peak learning rate
-muon_polynomials = "newton-schulz"  # or 'polar-express': faster, but rounding errors grow more
+muon_polynomials = "newton-schulz"  # or 'polar-express': faster, but rounding alters runs more
 weight_decay = 0.1  # for matrices only; with Muon, those in the blocks
 embedding_weight_decay = 0.0  # with Muon: for the embeddings
 beta1 = 0.9  # AdamW: decay rate of the first moment
@@ -99,8 +99,8 @@ def shuffled(k, n, *key):
     """Return element k of a random permutation of range(n), without storing all n numbers.
 
     A Feistel network (Luby & Rackoff 1988): k's bits are split into two halves, left and right, and
-    a round turns (left, right) into (right, left XOR hash of right). Who knows right can undo the
-    XOR, so different k have different results. (base is a power of two: % base takes the hash's
+    a round turns (left, right) into (right, left XOR hash of right). Given right, the XOR can be
+    undone, so different k have different results. (base is a power of two: % base takes the hash's
     last bits.) A result of n or more goes through it again until it is below n (cycle walking).
     """
     n_bits = (n - 1).bit_length()
@@ -113,7 +113,7 @@ def shuffled(k, n, *key):
 
 
 def get_batch(tokens, first):
-    """Return sequences first, ..., first + batch_size - 1 of the run: ids (B, block_size + 1).
+    """Return ids (B, block_size + 1): B = batch_size sequences of the run, from number first on.
 
     An epoch takes the tokens as a ring, cuts it into sequences from a random offset on, and visits
     them in random order. All of this follows from (seed, number), so resuming needs no state.
@@ -128,8 +128,8 @@ def get_batch(tokens, first):
     return torch.from_numpy(tokens[positions].astype(np.int64))
 
 
-# The coefficients a, b, c of each step of orthogonalized: those of Muon's paper, or of the first
-# three steps of Polar Express (Amsel et al. 2025), which are faster and less exact.
+# The coefficients a, b, c of each step of orthogonalized: Muon's, or the first three of Polar
+# Express (Amsel et al. 2025; the first with a margin of 2 %), which are faster and less exact.
 POLYNOMIALS = {"newton-schulz": 5 * [(3.4445, -4.7750, 2.0315)],
                "polar-express": [(8.1247, -22.2349, 15.6695), (4.1071, -2.9478, 0.5448),
                                  (3.9487, -2.9089, 0.5518)]}
@@ -283,7 +283,7 @@ def train_step(run):
     for opt, peak in zip(run.optimizers, (learning_rate, muon_learning_rate)):  # AdamW's, Muon's
         for group in opt.param_groups:
             group["lr"] = peak * lr_factor(run.step, run.n_iters)
-        if not run.scaler.is_enabled() or is_finite:  # (only float16 has to wait for the GPU)
+        if not run.scaler.is_enabled() or is_finite:  # (reading is_finite waits for the GPU)
             with run.machine.autocast():  # for Muon's matrix products
                 run.scaler.step(opt)
     run.scaler.update()
@@ -328,7 +328,7 @@ def main(arguments):
 
     show("")
     if run.stop:  # a signal
-        again = "the same command" if init_from in ("auto", "resume") else "--init_from=resume"
+        again = "--init_from=resume" if overwrite or init_from == "scratch" else "the same command"
         print(f"stopped after iteration {run.step}: {again} resumes from here")
         return 128 + run.stop  # the shell's exit status for a signal
     save_snapshot(run, "final_model.pt")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 def override(script, arguments, current=None, **allowed):
     """Return {name: value}: the script's defaults (or current settings) with the arguments applied.
-    allowed has a tuple of values for a setting, or its least number, else 0. Wrong usage ends the
-    script."""
+    allowed[name] is a tuple of the valid values or the least valid number (0 if absent). Wrong
+    usage ends the script."""
     described = read_settings(script)
     if "--help" in arguments or "-h" in arguments:
         print(f"usage: python {Path(script).name} [config.py] [--setting=value] ...\n")

@@ -301,6 +301,14 @@ def test_a_stopped_run_from_scratch_says_how_to_resume_without_starting_over(dat
     assert code == 0 and "resuming from" in output, output
 
 
+def test_a_stopped_fine_tuning_run_resumes_with_the_same_command(data, uninterrupted, tmp_path):
+    arguments = [*SHORT, data, f"--init_from={uninterrupted(SHORT)}"]
+    code, output = run(arguments, tmp_path / "out", [("batch", 9, SIGTERM)])
+    assert code == 143 and "the same command resumes from here" in output, output
+    code, output = run(arguments, tmp_path / "out")
+    assert code == 0 and "resuming from" in output, output
+
+
 @pytest.mark.parametrize("place, count", [
     ("batch", 1), ("write", 1), ("write", 2), ("write", 90), ("write", 500), ("fsync", 1),
     ("replace", 1), ("replaced", 1)])

@@ -530,6 +530,11 @@ def test_a_prompt_longer_than_the_block_is_refused_with_both_lengths(sampled, en
                    "block_size", "32")
 
 
+def test_a_text_file_that_is_missing_is_named_once(sampled, tmp_path):
+    code, _, err = sampled(f"--score={tmp_path / 'none.txt'}")
+    assert (code, err) == (1, f"error: {tmp_path / 'none.txt'}: No such file or directory\n")
+
+
 def test_end_of_text_counts_as_a_token_of_a_scored_text_and_as_no_byte(sampled, tmp_path):
     (tmp_path / "text.txt").write_text("hello<|endoftext|>world")
     code, out, _ = sampled(f"--score={tmp_path / 'text.txt'}")
