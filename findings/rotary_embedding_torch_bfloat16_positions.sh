@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Guess: RotaryEmbedding of rotary-embedding-torch (in the GPTs and transformers of many
-# repositories) computes positions and angles in float32, whatever the dtype of the queries and keys,
-# and rounds what it has rotated. So bfloat16, by autocast or not, costs bfloat16's precision. Its
-# cache of angles only saves time.
+# repositories) computes positions and angles in float32, whatever the dtype of the queries and
+# keys, and rounds what it has rotated. So bfloat16, by autocast or not, costs bfloat16's
+# precision. Its cache of angles only saves time.
 #
 # rotary-embedding-torch 0.9.1, torch 2.13.0: the positions come from arange in the dtype of the
-# queries. bfloat16 holds all integers up to 256 only; beyond, positions are rounded to even numbers,
-# from 512 on to multiples of 4, and so on. In a context of 1024 half of the tokens have the position
-# of the one before, and the fastest angles are off by up to 2 radians, although the frequencies are
-# float32 and autocast is off in there. float16 is exact up to 2048. The angles are cached for the
-# longest sequence so far, and all dtypes share the cache, so the first call of a length decides:
-# bfloat16 after float32 is right, and float32 after bfloat16, as in an evaluation without autocast
-# of a model that was trained with it, is as wrong as bfloat16. The cache isn't saved, so the same
-# model computes something else when it is loaded from its checkpoint. Under autocast, a float32 call
-# of the full length right after building the model makes all of it right.
+# queries. bfloat16 holds all integers up to 256 only; beyond, positions are rounded to even
+# numbers, from 512 on to multiples of 4, and so on. In a context of 1024 half of the tokens have
+# the position of the one before, and the fastest angles are off by up to 2 radians, although the
+# frequencies are float32 and autocast is off in there. float16 is exact up to 2048. The angles are
+# cached for the longest sequence so far, and all dtypes share the cache, so the first call of a
+# length decides: bfloat16 after float32 is right, and float32 after bfloat16, as in an evaluation
+# without autocast of a model that was trained with it, is as wrong as bfloat16. The cache isn't
+# saved, so the same model computes something else when it is loaded from its checkpoint. Under
+# autocast, a float32 call of the full length right after building the model makes all of it right.
 #
 # Seen (1024 positions; how many are rotated exactly as the one before, and the largest error of a
 # rotated number, whose sizes are about 1):

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Guess: torchmetrics' Perplexity, which takes logits, computes exp of the mean cross-entropy. It
-# goes by log_softmax, so logits in float16 cost a little precision; one unlikely token among
+# Guess: torchmetrics' Perplexity, which takes logits, computes exp of the mean cross-entropy.
+# It goes by log_softmax, so logits in float16 cost a little precision; one unlikely token among
 # thousands costs nothing.
 #
 # torchmetrics 1.9.0, torch 2.13.0: it takes softmax in the dtype of the logits, looks up the
 # probability of each target, and only then takes the logarithm. In float16 a probability below
-# 2**-25 (17.3 nats) is 0 and its logarithm -inf. Since Perplexity adds up over all batches, one such
-# token anywhere makes the perplexity of the whole evaluation infinite. The sum over a batch is in
-# float16, too: above 65504 nats it is infinite without any unlikely token. In float32 and bfloat16
-# the first happens at about 103 nats. No warning; float16 is accepted on purpose, a check that
-# refused it was dropped on request. exp() of cross_entropy(logits.float(), ids) is right for all.
+# 2**-25 (17.3 nats) is 0 and its logarithm -inf. Since Perplexity adds up over all batches, one
+# such token anywhere makes the perplexity of the whole evaluation infinite. The sum over a batch
+# is in float16, too: above 65504 nats it is infinite without any unlikely token. In float32 the
+# first happens at 104 nats. No warning; float16 is accepted on purpose, a check that refused it
+# was dropped on request. exp() of cross_entropy(logits.float(), ids) is right for all.
 #
 # Seen (perplexity; 2,048 tokens of 50,257, each about as likely as one in 27, but for one):
 #   float16, one token at 15 nats: Perplexity 27.28, by cross_entropy 27.27

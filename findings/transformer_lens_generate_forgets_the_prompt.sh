@@ -6,11 +6,11 @@
 # transformer-lens 4.3.0 with transformers 5.24.0 (it asks for 5.9.0 or later): only the first new
 # token knows the prompt. From the second on, each is computed from the one token before it and its
 # position alone; the attention layers see nothing else. GPT-2's blocks in transformers 5.24.0 hand
-# the cache to attention under the name "cache". TransformerLens, which puts attention of its own in
-# that place, looks for "past_key_values" and "layer_past", finds neither, and goes on with the newest
-# key and value only. Nothing says so, and logits, losses and hooks are right for a text that is given
-# as a whole. use_past_kv_cache=False is right, and so is the cache with transformers 5.20.0, where it
-# still has its old name.
+# the cache to attention under the name "cache". TransformerLens, which puts attention of its own
+# in that place, looks for "past_key_values" and "layer_past", finds neither, and goes on with the
+# newest key and value only. The one warning is that transformers would like the new name. Logits,
+# losses and hooks are right for a text that is given as a whole. use_past_kv_cache=False is right,
+# and so is the cache with transformers 5.20.0, where it still has its old name.
 #
 # Seen (a 2-layer GPT-2 with random weights, 8 prompts of 20 tokens, 30 new ones each, greedy; how
 # many of the new tokens, but for the first, are the likeliest one by transformers, given ...):

@@ -5,17 +5,17 @@
 #
 # trl 1.16.0, transformers 5.24.0: only for the longest prompt of each batch. generate() makes
 # position_ids from the mask, so that the first token of every prompt is at position 0. The forward
-# pass for training gets the mask but no position_ids, and GPT-2 then counts the padding, too: after
-# 34 tokens of padding a prompt begins at position 34. Rotary positions, where only distances count,
-# don't notice. With GPT-2's learned ones the completion is drawn by one function and the gradient is
-# that of another. The ratio of new to old probabilities doesn't show it, since both are computed in
-# that way, nor does the KL divergence from the reference model. (TRL's PPO passes position_ids. An
-# issue reports the same for its Online DPO.) Prompts of one length, or a single one in each batch,
-# are trained right.
+# pass for training gets the mask but no position_ids, and GPT-2 then counts the padding, too:
+# after 34 tokens of padding a prompt begins at position 34. Rotary positions, where only distances
+# count, don't notice. With GPT-2's learned ones the completion is drawn by one function and the
+# gradient is that of another. The ratio of new to old probabilities doesn't show it, since both
+# are computed in that way, nor does the KL divergence from the reference model. (An issue of TRL's
+# reports the same of Online DPO.) Prompts of one length, or a single one in each batch, are
+# trained right.
 #
-# Seen (a 2-layer GPT-2 with random weights, prompts of 39 and 5 tokens; the largest difference of a
-# completion token's log-probability from that without the other prompt, and how far the gradient of
-# the completion's log-probability is off, relative to its norm):
+# Seen (a 2-layer GPT-2 with random weights, prompts of 39 and 5 tokens; the largest difference of
+# a completion token's log-probability from that without the other prompt, and how far the gradient
+# of the completion's log-probability is off, relative to its norm):
 #   generate(), no padding: 0.0000
 #   generate(), padding 34: 0.0000
 #   GRPOTrainer, padding 34: 0.3774, gradient off by 26 %
@@ -132,9 +132,10 @@ def check(model, input_ids, attention_mask, new, values):
 for config_class, trainer_class in ((GRPOConfig, GRPOTrainer), (RLOOConfig, RLOOTrainer)):
     name = trainer_class.__name__
     checked = set()
-    config = config_class(output_dir="out", beta=0.0, use_cpu=True, bf16=False, report_to=[], max_steps=1,
-                          save_strategy="no", num_generations=2, max_completion_length=8,
-                          per_device_train_batch_size=4, activation_checkpointing=False)
+    config = config_class(output_dir="out", beta=0.0, use_cpu=True, bf16=False, report_to=[],
+                          max_steps=1, save_strategy="no", num_generations=2,
+                          max_completion_length=8, per_device_train_batch_size=4,
+                          activation_checkpointing=False)
     trainer = observed(trainer_class)(
         model=make_model(), args=config, processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
