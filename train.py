@@ -534,8 +534,7 @@ def load_weights_for(name, meta):
 
 def find_own_snapshot(settings, meta):
     """Return the newest valid snapshot in out_dir, None for a new run."""
-    source = "scratch" if init_from in ("auto", "resume") else init_from
-    hint = f"choose another --out_dir, or start over: --init_from={source} --overwrite"
+    hint = "choose another --out_dir, or start over: --overwrite --init_from=scratch (or a model)"
     candidates = [] if overwrite or init_from == "scratch" else snapshots(out_dir)
     for path in candidates:
         try:
