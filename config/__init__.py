@@ -32,22 +32,13 @@ def override(script, arguments, current=None, **allowed):
             value = text if equals else True
             with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                 value = ast.literal_eval(text)  # a number or True; any other text stays text
-            given[name] = checked(described, name, value, text if equals else value)
+            given[name] = checked(described, allowed, name, value, text if equals else value)
         elif not argument.endswith(".py"):
             usage(f"{argument!r} is neither --setting=value nor a config file ending in .py")
     settings = (current or {name: default for name, (default, _) in described.items()}) | given
     for argument in arguments:
         if not argument.startswith("--"):
-            settings = run_config_file(argument, settings, described, given)
-    for name, value in settings.items():
-        expected = allowed.get(name, 0)
-        end = 2**63 if type(value) is int else float("inf")
-        if name.endswith("_dir") and not value:
-            usage(f"{name}='': expected a folder, '.' for this one")
-        if type(expected) is tuple and value not in expected:
-            usage(f"{name}={value!r}: expected one of {', '.join(map(repr, expected))}")
-        if type(value) in (int, float) and not expected <= value < end:
-            usage(f"{name}={value}: expected a number of at least {expected}, below 2**63")
+            settings = run_config_file(argument, settings, described, allowed, given)
     return settings
 
 
@@ -58,7 +49,7 @@ def read_settings(script):
     return {name: (ast.literal_eval(default), comment) for name, default, comment in found}
 
 
-def run_config_file(path, settings, described, given):
+def run_config_file(path, settings, described, allowed, given):
     """Run a config file with the settings as its globals; return the settings it leaves."""
 
     class Scope(dict):  # in which settings of the command line keep their values
@@ -76,13 +67,13 @@ def run_config_file(path, settings, described, given):
     for name, value in scope.items():
         is_setting = name in assigned and not name.startswith("_") and not callable(value)
         if name in described or is_setting:
-            settings[name] = checked(described, name, value, value)
+            settings[name] = checked(described, allowed, name, value, value)
     return settings | given  # (a function in it may have assigned to a given name)
 
 
-def checked(described, name, value, text):
-    """Return the value as the type of the setting's default; other types end the script. An int is
-    accepted for a float, 1e3 for an int, anything for a string (text is its source)."""
+def checked(described, allowed, name, value, text):
+    """Return the value as the type of the setting's default; one that isn't valid ends the script.
+    An int is accepted for a float, 1e3 for an int, anything for a string (text is its source)."""
     if name not in described:
         near = difflib.get_close_matches(name, described, n=1)
         hint = f": did you mean {near[0]!r}?" if near else ""
@@ -91,12 +82,19 @@ def checked(described, name, value, text):
     expected = bool if name == "compile" and type(value) is bool else type(default)  # or 'auto'
     if expected is str and type(value) is not str:
         value = text  # --start=1984
-    if expected is float and type(value) is int and abs(value) < 2**63:
-        value = float(value)
-    if expected is int and type(value) is float and value.is_integer():
-        value = int(value)
+    with suppress(OverflowError, ValueError):  # 10**400 is no float, infinity and nan are no ints
+        if {type(value), expected} == {int, float} and expected(value) == value:
+            value = expected(value)
     if type(value) is not expected:
         usage(f"{name}={value!r}: expected {expected.__name__}, not {type(value).__name__}")
+    valid = allowed.get(name, 0)
+    end = 2**63 if type(value) is int else float("inf")
+    if name.endswith("_dir") and not value:
+        usage(f"{name}='': expected a folder, '.' for this one")
+    if type(valid) is tuple and value not in valid:
+        usage(f"{name}={value!r}: expected one of {', '.join(map(repr, valid))}")
+    if type(value) in (int, float) and not valid <= value < end:
+        usage(f"{name}={value}: expected a number of at least {valid}, below 2**63")
     return value
 
 
