@@ -259,7 +259,6 @@ class Cache:
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
         self.past = torch.empty(shape, device=weight.device, dtype=weight.dtype)
         self.length = 0  # positions filled
-        self.n_read = 0  # tokens of the text read; unlike length, it never starts again from 0
         self.n_ids = n_token_ids(model.tokenizer)  # logits beyond it are padding; None: keep all
 
     def update(self, layer, k, v):
@@ -277,16 +276,15 @@ class Cache:
         return k, v, False, position[-T:, None] >= position  # (T, end)
 
     def next_logits(self, idx):
-        """Return the logits (B, vocab_size) of what follows idx (B, T), reading only unread tokens.
-        A position is part of what each key was computed from, so the cache can't drop its oldest
-        token and shift the others. When it is full, it is emptied, and the newest half of a block
-        is read as if it were the beginning of the text."""
+        """Return the logits (B, vocab_size) of what follows idx (B, T). In all calls but the first,
+        one token is new, and only that is read. A position is part of what each key was computed
+        from, so the cache can't drop its oldest token and shift the others. When it is full, it is
+        emptied, and the newest half of a block is read as if it were the beginning of the text."""
         block_size = self.model.config.block_size
-        unread = idx[:, self.n_read:][:, -block_size:]  # at most one block of what is new
+        unread = idx[:, -block_size:] if self.length == 0 else idx[:, -1:]
         if self.length + unread.size(1) > block_size:
             self.length = 0
             unread = idx[:, -max(1, block_size // 2):]
-        self.n_read = idx.size(1)
         return self.read(unread)[:, :self.n_ids]
 
     def read(self, ids):
