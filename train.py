@@ -460,8 +460,7 @@ class Tokens:
     def __init__(self, paths, dtype):
         self.parts = []
         for path in paths:
-            header = np.fromfile(path, "<i4", 3).tolist()  # llm.c's: magic, version, tokens
-            is_llmc = header[:2] == [20240520, 1] and path.stat().st_size == 1024 + 2 * header[2]
+            is_llmc = np.fromfile(path, "<i4", 2).tolist() == [20240520, 1]  # its magic, version
             self.parts.append(np.memmap(path, dtype, "r", offset=1024 if is_llmc else 0))
             if hasattr(mmap, "MADV_RANDOM"):  # or every page would bring megabytes with it
                 self.parts[-1]._mmap.madvise(mmap.MADV_RANDOM)
@@ -576,7 +575,7 @@ def resume(run, snapshot):
     best = Path(out_dir, "best.pt")
     is_other = snapshot.get("best_measure") != run.best_measure  # (the data may have changed)
     if is_other and best.exists() and len(run.data["val"]) > 1:
-        run.best_val_loss = evaluate(with_model(run, best), "val")["loss"]
+        run.best_val_loss = evaluate(run, "val", best)["loss"]
     run.resumed_from = snapshot["path"]
     print(f"resuming from {run.resumed_from}")
 
@@ -649,9 +648,13 @@ def check_iteration(run, loss):
                          "muon_learning_rate")
 
 
-def evaluate(run, split):
+def evaluate(run, split, name=None):
     """Return the loss in nats per token and what follows from it, on a split or on eval_iters
-    batches spread over it. A signal ends it early: look at run.stop before using the result."""
+    batches spread over it: of the model of that name or file, or else of the run's own. A signal
+    ends it early: ask is_stopping or look at run.stop before using the result."""
+    if name:
+        model = load_weights_for(name, run.meta)
+        run = replace(run, model=model, forward=distributed(model, run.machine.device))
     tokens = run.data[split]
     begins = np.arange(0, len(tokens) - 1, block_size)
     if eval_iters:
@@ -671,17 +674,11 @@ def evaluate(run, split):
                 bits_per_byte=loss / math.log(2) / bytes_per_token)
 
 
-def with_model(run, name):
-    """Return a copy of the run that has the model of that name or file instead of its own."""
-    model = load_weights_for(name, run.meta)
-    return replace(run, model=model, forward=distributed(model, run.machine.device))
-
-
 def evaluate_only(settings, meta, data, machine):
     """Print the loss of the model that init_from names, or of out_dir's best snapshot."""
     name = get_snapshot(out_dir) if init_from in ("auto", "resume", "scratch") else init_from
-    run = with_model(Run(settings, meta, data, machine), name)
-    print(REPORT.format(f"{eval_split} with {name} ({block_size=})", **evaluate(run, eval_split)))
+    loss = evaluate(Run(settings, meta, data, machine), eval_split, name)
+    print(REPORT.format(f"{eval_split} with {name} ({block_size=})", **loss))
 
 
 def test(run):
@@ -690,9 +687,8 @@ def test(run):
     if len(run.data["test"]) < 2 or path.exists():
         return None
     best = get_snapshot(out_dir)
-    run = with_model(run, best)
-    loss = evaluate(run, "test")
-    if run.stop:
+    loss = evaluate(run, "test", best)
+    if is_stopping(run):
         print("stopped before the end of the test: resume the run to repeat it")
         return 128 + run.stop
     print(REPORT.format(f"test with {best}", **loss))

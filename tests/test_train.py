@@ -812,11 +812,11 @@ def test_an_evaluation_that_a_signal_interrupts_twice_is_in_the_log_in_the_end(
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     signals = []
 
-    def evaluate(run, split, original=train.evaluate):
+    def evaluate(run, *rest, original=train.evaluate):
         if run.step == step and len(signals) < 2:
             signals.append(run.step)
             signal.raise_signal(signal.SIGTERM)
-        return original(run, split)
+        return original(run, *rest)
 
     monkeypatch.setattr(train, "evaluate", evaluate)
     try:
