@@ -247,9 +247,7 @@ def encode_in_threads(pieces, encoding):
     n_threads = workers or os.cpu_count()
     with ThreadPoolExecutor(n_threads) as threads:  # few pieces are read ahead, to save memory
         while ahead := list(itertools.islice(pieces, 64 * n_threads)):
-            batches = [ahead[i:i + 16] for i in range(0, len(ahead), 16)]  # 1 is too short a task
-            for encoded in threads.map(lambda batch: [encode(*piece) for piece in batch], batches):
-                yield from encoded
+            yield from threads.map(encode, *zip(*ahead))
 
 
 @contextmanager
