@@ -314,7 +314,7 @@ def main(arguments):
         # Read the loss if it is needed (this waits for the GPU), check it, look for signals.
         check_iteration(run, loss)
         # Log. Every eval_interval iterations, also evaluate; best.pt keeps the best weights so far.
-        if is_due(run, log_interval, eval_interval):
+        if not run.stop and is_due(run, log_interval, eval_interval):
             log_progress(run)
         # Print a sample.
         if sample_interval and run.step % sample_interval == 0:
@@ -323,7 +323,7 @@ def main(arguments):
         if run.stop or is_due(run, snapshot_interval):
             save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")
         # On a terminal, show how far the run is.
-        if sys.stdout.isatty() and math.isfinite(run.loss):
+        if math.isfinite(run.loss):
             show(progress(run))
 
     show("")
@@ -441,7 +441,7 @@ def load_data(folder):
     data = {}
     for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
-        paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}_*.bin"))
+        paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}*.bin"))
         found = "".join(map(prepare.fingerprint, paths))
         about = meta["splits"].setdefault(split, {"fingerprint": found})
         if about["fingerprint"] != found:
@@ -460,7 +460,10 @@ class Tokens:
     def __init__(self, paths, dtype):
         self.parts = []
         for path in paths:
-            is_llmc = np.fromfile(path, "<i4", 2).tolist() == [20240520, 1]  # its magic, version
+            header = np.fromfile(path, "<i4", 3).tolist()  # llm.c's: magic, version, tokens
+            is_llmc = header[:2] == [20240520, 1]
+            if is_llmc and path.stat().st_size != 1024 + 2 * header[2]:
+                raise ValueError(f"{path} is not as long as its header says: copy it again")
             self.parts.append(np.memmap(path, dtype, "r", offset=1024 if is_llmc else 0))
             if hasattr(mmap, "MADV_RANDOM"):  # or every page would bring megabytes with it
                 self.parts[-1]._mmap.madvise(mmap.MADV_RANDOM)
@@ -590,7 +593,7 @@ def prepare_out_dir(run):
     sum_over_processes(0)  # only after all have looked for final_model.pt
     if run.machine.rank == 0:
         old = [] if run.resumed_from else files_of_run()
-        ended = [Path(out_dir, name) for name in ("final_model.pt", "test.json")]
+        ended = [Path(out_dir, name) for name in ("final_model.pt", "test.json", "best.pt.tmp")]
         for path in [*Path(out_dir).glob("snapshots/*.tmp"), *old, *ended]:
             path.unlink(missing_ok=True)
         for path in snapshots(out_dir):
@@ -601,8 +604,9 @@ def prepare_out_dir(run):
         save_snapshot(run, "snapshots/snapshot_step_0.pt")  # log.csv alone would not be a run
     write_log(run)
     last_logged = int(run.log[-1]["step"]) if run.log else 0
-    if last_logged < run.step and is_due(run, eval_interval):
-        log_progress(run)  # a signal interrupted this evaluation
+    if last_logged < run.step and is_due(run, log_interval, eval_interval):
+        log_progress(run)  # a signal came before this line of the log
+        save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")  # now it knows of best.pt
 
 
 def catch_signals(run):
@@ -729,8 +733,8 @@ def save_snapshot(run, name):
 
 def show(line):
     """On a terminal, replace the line that was shown last."""
-    if sys.stdout.isatty():
-        print(f"\r\033[K{line}", end="", flush=True)
+    if sys.stdout and sys.stdout.isatty():  # (a longer line would need a second row)
+        print(f"\r\033[K{line[:os.get_terminal_size().columns - 1]}", end="", flush=True)
 
 
 def progress(run):

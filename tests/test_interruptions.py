@@ -42,6 +42,14 @@ KILL = functools.partial(signal.raise_signal, signal.SIGKILL)
 CTRL_C = functools.partial(signal.raise_signal, signal.SIGINT)
 SIGTERM = functools.partial(signal.raise_signal, signal.SIGTERM)
 
+
+def ctrl_c_in_a_pipeline():  # python train.py | tee log: both receive it, and tee is first to end
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+    CTRL_C()
+
+
 # Every few iterations there is something to interrupt; 2 batches make an iteration.
 TINY = ("--n_layer=2 --n_embd=32 --n_head=2 --block_size=16 --batch_size=4 --device=cpu "
         "--dropout=0.1 --gradient_accumulation_steps=2 --warmup_iters=2 --num_return_sequences=0 "
@@ -290,6 +298,16 @@ def test_a_stopped_run_writes_a_snapshot_says_how_to_resume_and_ends_bit_identic
     code, output = run([*arguments, data], out)
     assert code == 0 and f"resuming from {out}/snapshots/snapshot_step_{step}.pt" in output, output
     assert results(out) == results(uninterrupted(arguments))
+
+
+def test_ctrl_c_also_ends_what_reads_the_output_and_a_snapshot_is_written_all_the_same(
+        data, uninterrupted, tmp_path):
+    arguments = [*SHORT, "--log_interval=1"]
+    run([*arguments, data], tmp_path / "out", [("batch", 9, ctrl_c_in_a_pipeline)])  # iteration 5
+    assert (tmp_path / "out" / "snapshots" / "snapshot_step_5.pt").exists()
+    code, output = run([*arguments, data], tmp_path / "out")
+    assert code == 0 and "snapshot_step_5.pt" in output, output
+    assert results(tmp_path / "out") == results(uninterrupted(arguments))
 
 
 def test_a_stopped_run_from_scratch_says_how_to_resume_without_starting_over(data, tmp_path):

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -17,6 +18,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, call, succeed
 
+import config
 import prepare
 import train
 from model import GPT, GPTConfig, get_snapshot, read_snapshot
@@ -223,8 +225,12 @@ def test_a_pipe_gets_plain_lines_only(data_dir, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
-def test_on_a_terminal_every_other_line_replaces_the_progress(data_dir, tmp_path):
+@pytest.mark.parametrize("columns", [40, 200])
+def test_on_a_terminal_every_other_line_replaces_the_progress(columns, data_dir, tmp_path):
+    import fcntl
+    import termios
     ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     process = subprocess.Popen(
         [sys.executable, ROOT / "train.py", *TINY, f"--data_dir={data_dir}",
          f"--out_dir={tmp_path}", "--log_interval=6", "--eval_interval=6", "--sample_interval=4"],
@@ -236,7 +242,10 @@ def test_on_a_terminal_every_other_line_replaces_the_progress(data_dir, tmp_path
             shown += block
     assert process.wait() == 0
     lines = [line.rpartition("\r\x1b[K")[2] for line in shown.decode().split("\r\n")]
-    assert shown.count(b"s left") == 12 + 2  # each iteration's, and the two lines of the log
+    progress = re.findall(r"\r\x1b\[K(iteration [^\r]*)(?=\r\x1b)", shown.decode())
+    assert [line.split("/")[0] for line in progress] == [f"iteration {i}" for i in range(1, 13)]
+    assert all(len(line) == 39 or columns == 200 for line in progress)  # a longer one would wrap
+    assert all(line.endswith("s left") or columns == 40 for line in progress)
     assert sum("s left" in line for line in lines) == 2
     assert not any(re.search("s left *(sample|stopped)", line) for line in lines)
     assert sum(line.startswith("  sample    |") for line in lines) == 3
@@ -695,6 +704,12 @@ def test_a_second_run_in_the_folder_is_refused_with_the_process_id(data_dir, fin
     assert "resuming from" in run(data_dir, tmp_path / "out", "--max_iters=13")
 
 
+def test_a_closed_standard_output_does_not_stop_a_run(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it then
+    assert config.run(train.main, [*TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path}"]) == 0
+    assert (tmp_path / "final_model.pt").exists()
+
+
 def test_samples_come_at_their_own_interval(data_dir, tmp_path):
     out = run(data_dir, tmp_path, "--sample_interval=3", "--eval_interval=100", "--max_length=5",
               "--log_interval=100")
@@ -761,11 +776,15 @@ def test_shards_of_llmc_are_a_data_folder_with_the_losses_of_nanogpts_files(tmp_
         header = np.zeros(256, "<i4")
         header[:3] = 20240520, 1, len(part)
         (tmp_path / "shards" / f"{name}.bin").write_bytes(header.tobytes() + part.tobytes())
+    (tmp_path / "shards" / "x_val_000000.bin").rename(tmp_path / "shards" / "x_val.bin")
     for name in ("nano", "shards"):
         succeed("train", *TINY, "--max_iters=4", f"--data_dir={tmp_path / name}",
                 f"--out_dir={tmp_path}/out_{name}")
     nano, shards = (without_times(tmp_path / f"out_{name}") for name in ("nano", "shards"))
     assert nano == shards and len(nano) >= 4
+    path = tmp_path / "shards" / "x_train_000002.bin"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert str(path) in fails(tmp_path / "shards", tmp_path / "out")
 
 
 def test_character_tokens_of_nanogpt_are_refused_with_the_way_out(data_dir, tmp_path):
@@ -804,6 +823,32 @@ def test_a_run_that_is_extended_and_killed_at_its_end_is_not_taken_for_finished(
         assert code == 130
     assert "nothing left to do" not in run(data_dir, tmp_path)
     assert read_snapshot(tmp_path / "final_model.pt")["step"] == 12
+
+
+def test_a_run_killed_after_it_has_repeated_an_evaluation_knows_the_best_one(data_dir, tmp_path,
+                                                                             monkeypatch):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    arguments = [*TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path}"]
+
+    def interrupted(run, *rest, original=train.evaluate):
+        if run.step == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return original(run, *rest)
+
+    def killed(run):
+        raise KeyboardInterrupt
+
+    try:
+        for name, stand_in, code in (("evaluate", interrupted, 143), ("train_step", killed, 130)):
+            with monkeypatch.context() as patch:
+                patch.setattr(train, name, stand_in)
+                assert call("train", *arguments)[0] == code
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    newest = read_snapshot(tmp_path / "snapshots" / "snapshot_step_4.pt")
+    best = read_snapshot(tmp_path / "best.pt")
+    assert newest["best_val_loss"] == best["best_val_loss"] < math.inf and best["step"] == 4
 
 
 @pytest.mark.parametrize("step", [4, 12])
