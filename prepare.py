@@ -225,7 +225,7 @@ def count_words(pieces, n_characters):
     n_train = n_characters * (1 - val_fraction - test_fraction)
     fraction = min(1, bpe_sample_mb * 1e6 / n_train)
     # A word of a million letters would take hours to learn from: each merge rescans its words.
-    pattern = regex.compile(PATTERN.replace("++", "{1,99}"))
+    pattern = regex.compile(regex.sub(r"\++", "{1,99}", PATTERN))
     word_counts = collections.Counter()
     texts = (text for split, text, _ in pieces if split == "train")
     for i, text in enumerate(texts):
@@ -456,13 +456,15 @@ def json_texts(stream):
 def text_pieces(stream):
     """Yield (text, is_last) for the pieces of one document. A piece ends where no token crosses:
     before white space ("to be or not to be" may be cut after "to", but not inside " be"), or after
-    the last letter or digit of a word, but neither inside <|endoftext|> nor just before it."""
+    the last letter or digit of a word, but neither inside <|endoftext|> nor just before it; with
+    split_on_eot, better where a document ends, so that the next one's first piece is long."""
     ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"
     rest = ""
     while len(block := stream.read(1 << 17)) == 1 << 17:
         rest += block
         new = max(0, len(rest) - len(block) - 1)
-        cut = regex.search(f"(?r){ends}", rest, pos=new)  # (?r) searches backwards
+        mark = regex.search(r"(?r)<\|endoftext\|>", rest, pos=new) if split_on_eot else None
+        cut = mark or regex.search(f"(?r){ends}", rest, pos=new)  # (?r) searches backwards
         if cut:
             yield rest[:cut.end()], False
             rest = rest[cut.end():]

@@ -104,6 +104,13 @@ def test_the_splits_are_contiguous_and_together_are_the_text(tmp_path, text):
         assert meta["splits"][split]["tokens"] == len(ids[split])
 
 
+@pytest.mark.parametrize("character", ["a", "7", " ", "\n", "-"])
+def test_a_run_of_one_character_becomes_tokens_of_at_most_99(tmp_path, character):
+    text = ("x" + character * 20_000) * 3 + "y"
+    _, meta, _, _ = prepared(tmp_path, text, "--vocab_size=300")
+    assert 8 <= max(map(len, meta["tokenizer"]["tokens"])) <= 99
+
+
 def test_the_tokenizer_is_trained_on_the_training_split_only(tmp_path):
     text = "the cat sat on the mat. " * 200 + "zyzzyva zyzzyva zyzzyva " * 100
     _, meta, _, _ = prepared(tmp_path, text, "--val_fraction=0.2", "--test_fraction=0.2",

@@ -392,6 +392,17 @@ def test_documents_end_with_endoftext_and_adding_some_moves_none():
     assert 8 < len(more["val"]) < 22 and 8 < len(more["test"]) < 22
 
 
+def test_a_document_that_a_mark_ends_has_the_same_split_wherever_it_stands():
+    text = (ROOT / "input.txt").read_text()
+    documents = [f"{i} {text[i * 3000:][:2500]}" for i in range(150)]
+    found = []
+    for begin in range(3):
+        Path("x.txt").write_text("<|endoftext|>".join(documents[begin:]))
+        found.append(prepared("x.txt", "--split_on_eot", "--val_fraction=0.3")[0])
+        for split in prepare.SPLITS:
+            assert found[-1][split] == [d for d in found[0][split] if d in documents[begin:]]
+
+
 def test_a_document_has_the_same_split_in_whatever_file_it_comes():
     text = (ROOT / "input.txt").read_text()
     documents = sorted([f"{i} invoice number {i}" for i in range(60)]
