@@ -585,7 +585,8 @@ def read_snapshot(path, **changes):
             raise ValueError("not a snapshot of this version of train.py (format_version 2)")
         state = snapshot["model_state_dict"]
         model = with_weights(GPTConfig(**(snapshot["model_config"] | changes)),
-                             {re.sub(PREFIXES, "", key): state[key] for key in state})
+                             {re.sub(PREFIXES, "", key): state[key] for key in state
+                              if not key.endswith(".attn.bias")})  # nanoGPT's causal mask
         model.tokenizer = snapshot["tokenizer"]
         if model.tokenizer:
             prepare.load_tokenizer(model.tokenizer)  # raises an error if it is damaged

@@ -320,7 +320,10 @@ def nanogpt(model, prefix, **changes):
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_checkpoint_of_nanogpt_opens_with_a_note_of_what_differs(prefix, bias, tmp_path, capsys):
     model = make_model(bias=bias)
-    torch.save(nanogpt(model, prefix), tmp_path / "ckpt.pt")
+    saved = nanogpt(model, prefix)
+    if bias:  # and an old PyTorch, for which nanoGPT keeps the causal mask
+        saved["model"][f"{prefix}transformer.h.0.attn.bias"] = torch.ones(1, 1, 8, 8).tril()
+    torch.save(saved, tmp_path / "ckpt.pt")
     found = GPT.from_pretrained(tmp_path / "ckpt.pt")
     assert same(model, found) and found.config == model.config and found.tokenizer is None
     note, = capsys.readouterr().err.splitlines()
