@@ -86,7 +86,7 @@ def checked(described, allowed, name, value, text):
         if {type(value), expected} == {int, float} and expected(value) == value:
             value = expected(value)
     if type(value) is not expected:
-        usage(f"{name}={value!r}: expected {expected.__name__}, not {type(value).__name__}")
+        usage(f"{name}={value!r}: expected {expected.__name__}, as in --{name}={default!r}")
     valid = allowed.get(name, 0)
     end = 2**63 if type(value) is int else float("inf")
     if name.endswith("_dir") and not value:

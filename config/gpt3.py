@@ -19,6 +19,8 @@ _table = {  # learning rate, batch in tokens
 }
 out_dir = "out_gpt3"
 size = "gpt3-125m"  # --size on the command line wins, also in the next line
+if size not in _table:
+    raise ValueError(f"{size=}: expected one of {', '.join(_table)}")
 learning_rate, _batch = _table[size]
 min_lr = learning_rate / 10
 block_size = 2048

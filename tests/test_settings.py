@@ -82,8 +82,9 @@ def test_a_value_is_read_as_a_literal_of_the_settings_type(script, argument, nam
                                       "--name", "--steps=[1]", "--steps=None"])
 def test_a_wrong_type_is_refused_with_what_was_found_and_expected(script, capsys, argument):
     error = usage_error(capsys, script, argument)
-    assert argument[2:].split("=")[0] in error
-    assert any(kind in error for kind in ("int", "float", "bool", "str"))
+    name = argument[2:].split("=")[0]
+    assert any(f"{name}=" in error and f"expected {kind}, as in --{name}=" in error
+               for kind in ("int", "float", "bool", "str"))
 
 
 @pytest.mark.parametrize("argument", ["--rate=-0.5", "--steps=-2", "--rate=1e999", "--steps=1e300",
@@ -137,6 +138,11 @@ def test_a_setting_of_the_command_line_keeps_its_value_inside_the_config_file(sc
     recipe.write_text("def change():\n    global rate\n    rate = 0.25\nchange()\n")
     assert override(script, recipe)["rate"] == 0.25
     assert override(script, recipe, "--rate=2")["rate"] == 2.0
+
+
+def test_a_size_that_gpt3_does_not_have_is_refused_with_those_it_has(capsys):
+    error = usage_error(capsys, ROOT / "train.py", ROOT / "config" / "gpt3.py", "--size=gpt2")
+    assert "size='gpt2'" in error and "gpt3-125m" in error and "gpt3-175b" in error
 
 
 @pytest.mark.parametrize("batch_size, passes", [(8, 32), (64, 8), (512, 8)])
