@@ -314,6 +314,7 @@ def main(arguments):
         # Read the loss if it is needed (this waits for the GPU), check it, look for signals.
         check_iteration(run, loss)
         # Log. Every eval_interval iterations, also evaluate; best.pt keeps the best weights so far.
+        # (After a signal, the snapshot comes first; this is made up for when the run resumes.)
         if not run.stop and is_due(run, log_interval, eval_interval):
             log_progress(run)
         # Print a sample.
@@ -536,7 +537,8 @@ def load_weights_for(name, meta):
 
 def find_own_snapshot(settings, meta):
     """Return the newest valid snapshot in out_dir, None for a new run."""
-    hint = "choose another --out_dir, or start over: --overwrite --init_from=scratch (or a model)"
+    source = "scratch (or a model)" if init_from in ("auto", "resume") else init_from
+    hint = f"choose another --out_dir, or start over: --overwrite --init_from={source}"
     candidates = [] if overwrite or init_from == "scratch" else snapshots(out_dir)
     for path in candidates:
         try:
