@@ -314,15 +314,15 @@ def main(arguments):
         # Read the loss if it is needed (this waits for the GPU), check it, look for signals.
         check_iteration(run, loss)
         # Log. Every eval_interval iterations, also evaluate; best.pt keeps the best weights so far.
-        # (After a signal, the snapshot comes first; this is made up for when the run resumes.)
+        # (After a signal, the snapshot comes first: this is caught up on when the run resumes.)
         if not run.stop and is_due(run, log_interval, eval_interval):
             log_progress(run)
-        # Print a sample.
-        if sample_interval and run.step % sample_interval == 0:
-            print_samples(run, 1)
         # Save a snapshot.
         if run.stop or is_due(run, snapshot_interval):
             save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")
+        # Print a sample.
+        if sample_interval and run.step % sample_interval == 0:
+            print_samples(run, 1)
         # On a terminal, show how far the run is.
         if math.isfinite(run.loss):
             show(progress(run))

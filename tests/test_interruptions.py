@@ -302,7 +302,7 @@ def test_a_stopped_run_writes_a_snapshot_says_how_to_resume_and_ends_bit_identic
 
 def test_ctrl_c_also_ends_what_reads_the_output_and_a_snapshot_is_written_all_the_same(
         data, uninterrupted, tmp_path):
-    arguments = [*SHORT, "--log_interval=1"]
+    arguments = [*SHORT, "--log_interval=1", "--sample_interval=1", "--max_length=2"]
     run([*arguments, data], tmp_path / "out", [("batch", 9, ctrl_c_in_a_pipeline)])  # iteration 5
     assert (tmp_path / "out" / "snapshots" / "snapshot_step_5.pt").exists()
     code, output = run([*arguments, data], tmp_path / "out")
