@@ -404,7 +404,7 @@ def document_pieces(paths):
     is_last, where its file or line does or, with split_on_eot, at <|endoftext|>."""
     for path in paths:
         with open(path, "rb") as file, named_errors(path):
-            for text, is_last in read(path, file):  # (a mark is never first in the rest of a text)
+            for text, is_last in read(path, file):  # (a mark at an end leaves '')
                 *ended, rest = text.split(END_OF_TEXT) if split_on_eot else [text]
                 yield from ((part, True) for part in ended if part)
                 if rest:
@@ -456,8 +456,8 @@ def json_texts(stream):
 def text_pieces(stream):
     """Yield (text, is_last) for the pieces of one document. A piece ends where no token crosses:
     before white space ("to be or not to be" may be cut after "to", but not inside " be"), or after
-    the last letter or digit of a word, but neither inside <|endoftext|> nor just before it; with
-    split_on_eot, better where a document ends, so that the next one's first piece is long."""
+    the last letter or digit of a word, but neither inside <|endoftext|> nor just before it; if it
+    can (split_on_eot), where a document ends, so that the next one's first piece is long."""
     ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"
     rest = ""
     while len(block := stream.read(1 << 17)) == 1 << 17:

@@ -96,8 +96,10 @@ def main(arguments):
         pieces = document_pieces([score or start.removeprefix("FILE:")])
         text = "".join(piece + ("\n" if is_last else "") for piece, is_last in pieces)
         text = text.removesuffix("\n")
-    is_run = init_from in ("auto", "resume")
-    model = GPT.from_pretrained(get_snapshot(out_dir, snapshot) if is_run else init_from)
+    if init_from in ("auto", "resume"):
+        model = GPT.from_snapshot(get_snapshot(out_dir, snapshot))
+    else:
+        model = GPT.from_pretrained(init_from)
     if export:
         return model.save_pretrained(export)
     if not model.tokenizer:

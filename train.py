@@ -314,8 +314,7 @@ def main(arguments):
         # Read the loss if it is needed (this waits for the GPU), check it, look for signals.
         check_iteration(run, loss)
         # Log. Every eval_interval iterations, also evaluate; best.pt keeps the best weights so far.
-        # (After a signal, the snapshot comes first: this is caught up on when the run resumes.)
-        if not run.stop and is_due(run, log_interval, eval_interval):
+        if is_due(run, log_interval, eval_interval):
             log_progress(run)
         # Save a snapshot.
         if run.stop or is_due(run, snapshot_interval):
@@ -442,7 +441,7 @@ def load_data(folder):
     data = {}
     for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
-        paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}*.bin"))
+        paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}_*.bin"))
         found = "".join(map(prepare.fingerprint, paths))
         about = meta["splits"].setdefault(split, {"fingerprint": found})
         if about["fingerprint"] != found:
@@ -537,8 +536,8 @@ def load_weights_for(name, meta):
 
 def find_own_snapshot(settings, meta):
     """Return the newest valid snapshot in out_dir, None for a new run."""
-    source = "scratch (or a model)" if init_from in ("auto", "resume") else init_from
-    hint = f"choose another --out_dir, or start over: --overwrite --init_from={source}"
+    source = "scratch" if init_from in ("auto", "resume") else init_from
+    hint = f"choose another --out_dir, or start over: --init_from={source} --overwrite"
     candidates = [] if overwrite or init_from == "scratch" else snapshots(out_dir)
     for path in candidates:
         try:
@@ -606,8 +605,8 @@ def prepare_out_dir(run):
         save_snapshot(run, "snapshots/snapshot_step_0.pt")  # log.csv alone would not be a run
     write_log(run)
     last_logged = int(run.log[-1]["step"]) if run.log else 0
-    if last_logged < run.step and is_due(run, log_interval, eval_interval):
-        log_progress(run)  # a signal came before this line of the log
+    if last_logged < run.step and is_due(run, eval_interval):
+        log_progress(run)  # a signal interrupted this evaluation
         save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")  # now it knows of best.pt
 
 
@@ -656,9 +655,8 @@ def check_iteration(run, loss):
 
 def evaluate(run, split, name=None):
     """Return the loss in nats per token and what follows from it, on a split or on eval_iters
-    batches spread over it: of the model of that name or file, or else of the run's own. A signal
-    ends it early: ask is_stopping or look at run.stop before using the result."""
-    if name:
+    batches spread over it, of the model of that name or the run's. A signal ends it early."""
+    if name is not None:
         model = load_weights_for(name, run.meta)
         run = replace(run, model=model, forward=distributed(model, run.machine.device))
     tokens = run.data[split]
@@ -736,7 +734,7 @@ def save_snapshot(run, name):
 def show(line):
     """On a terminal, replace the line that was shown last."""
     if sys.stdout and sys.stdout.isatty():  # (a longer line would need a second row)
-        print(f"\r\033[K{line[:os.get_terminal_size().columns - 1]}", end="", flush=True)
+        print(f"\r\033[K{line[:(os.get_terminal_size().columns or 200) - 1]}", end="", flush=True)
 
 
 def progress(run):
@@ -767,8 +765,12 @@ def log_progress(run):
     line = progress(run)
     line += f", {run.n_skipped} steps skipped" if run.n_skipped else ""
     line += f", val loss {val['loss']:.4f}, {val['bits_per_byte']:.4f} bits per byte" if val else ""
-    print(line, flush=True)
     write_log(run)
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:  # Ctrl-C has ended what reads the output (| tee log) first
+        sys.stdout = None
+        run.signals.append(signal.SIGINT)
 
 
 def write_log(run):

@@ -43,10 +43,14 @@ CTRL_C = functools.partial(signal.raise_signal, signal.SIGINT)
 SIGTERM = functools.partial(signal.raise_signal, signal.SIGTERM)
 
 
-def ctrl_c_in_a_pipeline():  # python train.py | tee log: both receive it, and tee is first to end
+def end_of_a_pipeline():
     reading, writing = os.pipe()
     os.close(reading)
     os.dup2(writing, 1)
+
+
+def ctrl_c_in_a_pipeline():  # python train.py | tee log: both receive it, and tee is first to end
+    end_of_a_pipeline()
     CTRL_C()
 
 
@@ -300,13 +304,18 @@ def test_a_stopped_run_writes_a_snapshot_says_how_to_resume_and_ends_bit_identic
     assert results(out) == results(uninterrupted(arguments))
 
 
+@pytest.mark.parametrize("place, count", [("batch", 9), ("replaced", 8)])
+@pytest.mark.parametrize("action", [end_of_a_pipeline, ctrl_c_in_a_pipeline])
 def test_ctrl_c_also_ends_what_reads_the_output_and_a_snapshot_is_written_all_the_same(
-        data, uninterrupted, tmp_path):
-    arguments = [*SHORT, "--log_interval=1", "--sample_interval=1", "--max_length=2"]
-    run([*arguments, data], tmp_path / "out", [("batch", 9, ctrl_c_in_a_pipeline)])  # iteration 5
-    assert (tmp_path / "out" / "snapshots" / "snapshot_step_5.pt").exists()
+        action, place, count, data, uninterrupted, tmp_path):
+    arguments = [*SHORT, "--log_interval=1"]
+    code, output = run([*arguments, data], tmp_path / "out", [(place, count, action)])
+    assert code == 130, output
+    last_row = (tmp_path / "out" / "log.csv").read_text().splitlines()[-1]
+    step = int(snapshot_files(tmp_path / "out")[-1].stem[14:])
+    assert 0 < step < 12 and step - 1 <= int(last_row.split(",")[0]) <= step
     code, output = run([*arguments, data], tmp_path / "out")
-    assert code == 0 and "snapshot_step_5.pt" in output, output
+    assert code == 0 and f"snapshot_step_{step}.pt" in output, output
     assert results(tmp_path / "out") == results(uninterrupted(arguments))
 
 

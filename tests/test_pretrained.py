@@ -368,7 +368,7 @@ def test_a_fine_tuning_run_with_another_shape_is_told_how_to_start_over(data_dir
     out = succeed(*command, "--block_size=16")
     code, _, err = call(*command, "--block_size=8")
     assert code == 1 and err.count("\n") == 1
-    advice = re.search("--overwrite --init_from=.*$", err.strip())[0].split()
+    advice = re.search("--init_from=.*--overwrite$", err.strip())[0].split()
     again = succeed(*command, "--block_size=16", *advice)
     assert again.split(" parameters")[0] == out.split(" parameters")[0]  # the same model again
 
