@@ -276,8 +276,8 @@ class Cache:
         return k, v, False, position[-T:, None] >= position  # (T, end)
 
     def next_logits(self, idx):
-        """Return the logits (B, vocab_size) of what follows idx (B, T), which has one new token since
-        the last call: usually, only that is read. A position is part of what each key was computed
+        """Return the logits (B, vocab_size) of what follows idx (B, T). After the first call it has
+        one new token, and usually only that is read. A position is part of what a key is computed
         from, so the cache can't drop its oldest token and shift the others. When it is full, it is
         emptied, and the newest half of a block is read as if it were the beginning of the text."""
         block_size = self.model.config.block_size
