@@ -441,7 +441,7 @@ def load_data(folder):
     data = {}
     for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
-        paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}_*.bin"))
+        paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}[._]*bin"))
         found = "".join(map(prepare.fingerprint, paths))
         about = meta["splits"].setdefault(split, {"fingerprint": found})
         if about["fingerprint"] != found:

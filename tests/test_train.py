@@ -772,7 +772,7 @@ def test_shards_of_llmc_are_a_data_folder_with_the_losses_of_nanogpts_files(tmp_
     tokens[:2000].tofile(tmp_path / "nano" / "train.bin")
     tokens[2000:].tofile(tmp_path / "nano" / "val.bin")
     for name, part in (("x_train_000001", tokens[:700]), ("x_train_000002", tokens[700:2000]),
-                       ("x_val_000000", tokens[2000:])):
+                       ("x_val", tokens[2000:])):
         header = np.zeros(256, "<i4")
         header[:3] = 20240520, 1, len(part)
         (tmp_path / "shards" / f"{name}.bin").write_bytes(header.tobytes() + part.tobytes())
