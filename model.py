@@ -161,7 +161,7 @@ class GPT(nn.Module):
         if not return_logits:
             return None, linear_cross_entropy(x, self.lm_head.weight, targets)  # as below
         logits = self.lm_head(x)  # (B, T, C) -> (B, T, vocab_size)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
         return logits, loss
 
     def hidden(self, idx, position, cache=None):  # (B, T), (T,) -> (B, T, C)
@@ -410,14 +410,13 @@ def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processe
     time, so that some measure an empty batch."""
     first_window = rank * batch_size
     for i in range(first_window, first_window + len(windows), n_processes * batch_size):
-        inputs = torch.zeros(batch_size, block_size, dtype=torch.int64)
-        targets = torch.full((batch_size, block_size), -1)
+        ids = torch.zeros(batch_size, 1 + block_size, dtype=torch.int64)
+        targets = torch.full((batch_size, 1 + block_size), -1)
         for row, (begin, first, end) in enumerate(windows[i:i + batch_size]):
-            ids = torch.from_numpy(tokens[begin:end].astype(np.int64))
-            inputs[row, :len(ids) - 1] = ids[:-1]
-            targets[row, first - begin - 1:len(ids) - 1] = ids[first - begin:]
+            ids[row, :end - begin] = torch.from_numpy(tokens[begin:end].astype(np.int64))
+            targets[row, first - begin:end - begin] = ids[row, first - begin:end - begin]
         count = (targets != -1).sum().item()
-        loss = loss_of(inputs, targets)
+        loss = loss_of(ids[:, :-1], targets[:, 1:])
         yield loss.item() * count if count > 0 else 0.0
 
 
@@ -562,8 +561,7 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
         scores, best = totals.flatten().topk(beams)
         parents, new = torch.unravel_index(best, totals.shape)
         texts = torch.cat((texts[parents], new[:, None]), dim=1)
-        filled = cache.past[..., :cache.length, :]
-        filled.copy_(filled[:, :, parents])
+        cache.past[..., :cache.length, :] = cache.past[:, :, parents, :, :cache.length]
     lengths = ((texts[:, T:] != eos_token).sum(dim=1) + 1).clamp(max=texts.size(1) - T)
     ranks = scores / lengths ** length_penalty
     return [(texts[i, :T + lengths[i]].tolist(), scores[i].item())
@@ -580,7 +578,7 @@ def read_snapshot(path, **changes):
             is_gpt2 = snapshot["model_args"]["vocab_size"] >= 50257
             snapshot = dict(format_version=2, model_config=snapshot["model_args"],
                             model_state_dict=snapshot["model"],
-                            tokenizer=prepare.gpt2_tokenizer() if is_gpt2 else None)
+                            tokenizer=prepare.find_tokenizer("gpt2") if is_gpt2 else None)
         if snapshot.get("format_version") != 2:
             raise ValueError("not a snapshot of this version of train.py (format_version 2)")
         state = snapshot["model_state_dict"]
@@ -804,10 +802,8 @@ def read_tensorflow(path):
             yield key, io.BytesIO(table.read(n_value))
 
     weights = {}
-    footer = io.BytesIO(index[-48:])
-    for _ in range(2):
-        read_number(footer)  # the place of a table that is empty; the table of tables follows
-    for _, place in read_table(footer):
+    footer = io.BytesIO(index[-48:])  # the places of an empty table and of the table of tables
+    for _, place in [*read_table(footer), *read_table(footer)]:
         for key, value in read_table(place):
             fields = {}  # of a protocol buffer and those nested in it
             while value.tell() < len(value.getbuffer()):

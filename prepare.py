@@ -513,7 +513,7 @@ def publish(description, encoding, splits, digest):
     if os.path.exists(f"{cache}/{GPT2_CACHE}"):  # nothing is downloaded for a comparison
         text = encoding.decode(np.fromfile(f"{out_dir}/val.bin", dtype, 1 << 18).tolist())
         with suppress(OSError):  # a cached file that is damaged
-            gpt2_ids = load_tokenizer(gpt2_tokenizer()).encode(text, allowed_special="all")
+            gpt2_ids = tiktoken.get_encoding("gpt2").encode(text, allowed_special="all")
             ratio = len(text.encode("utf-8")) / max(1, len(gpt2_ids))
             print(f"GPT-2's tokenizer, for comparison: {ratio:.2f} bytes/token (beginning of val)")
 
@@ -523,8 +523,9 @@ def finish_publishing(folder):
     with suppress(ValueError):  # meta.json is damaged
         for split, about in (read_meta(folder) or {}).get("splits", {}).items():
             new = Path(folder, f"{split}.bin.new")
-            if new.exists() and fingerprint(new) == about["fingerprint"]:
-                os.replace(new, new.with_suffix(""))
+            with suppress(FileNotFoundError):  # renamed before, perhaps just now by another process
+                if fingerprint(new) == about["fingerprint"]:
+                    os.replace(new, new.with_suffix(""))
 
 
 class Encoding(tiktoken.Encoding):
@@ -533,9 +534,15 @@ class Encoding(tiktoken.Encoding):
 
 
 def find_tokenizer(name):
-    """Return the description of GPT-2's tokenizer, or of that of a folder (data, model, run)."""
+    """Return the description of OpenAI's tokenizer ("gpt2", which tiktoken downloads once and
+    caches), or of that of a folder (data, model, run)."""
     if name == "gpt2":
-        return gpt2_tokenizer()
+        try:
+            encoding = tiktoken.get_encoding("gpt2")
+        except OSError as error:
+            raise OSError(f"GPT-2's vocabulary could not be downloaded: {error!r:.99}") from error
+        tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
+        return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
     if meta := read_meta(name):
         return meta["tokenizer"]
     from model import GPT  # here, since that imports torch
@@ -545,23 +552,13 @@ def find_tokenizer(name):
     return found
 
 
-def gpt2_tokenizer():
-    """Return the description of OpenAI's tokenizer, which tiktoken downloads once and caches."""
-    try:
-        encoding = tiktoken.get_encoding("gpt2")
-    except OSError as error:
-        raise OSError(f"GPT-2's vocabulary could not be downloaded: {error!r:.99}") from error
-    tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
-    return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
-
-
 def read_tokenizer(folder, vocab_size):
     """Return the description of the tokenizer in a model's folder; without any, GPT-2's if the
     vocab_size is. Raises ValueError where tiktoken would give other ids than that tokenizer."""
     merges_of = {"tokenizer.json": None, "vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
     name = next((name for name in merges_of if (folder / name).exists()), None)
     if name is None:
-        return gpt2_tokenizer() if vocab_size == 50257 else None
+        return find_tokenizer("gpt2") if vocab_size == 50257 else None
     found = json.loads((folder / name).read_bytes())
     if name == "tokenizer.json":
         check_tokenizer(found)

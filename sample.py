@@ -11,7 +11,6 @@ import sys
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import config
 from model import GPT, beam_search, for_inference, get_device, get_snapshot, measure
@@ -190,12 +189,8 @@ def print_score(model, encoding, text):
     place = model.transformer.wte.weight.device
     ends = [*range(block_size + 1, len(tokens), min(stride, block_size)), len(tokens)]
     windows = [(max(0, end - block_size - 1), first, end) for first, end in zip([1, *ends], ends)]
-
-    def loss_of(inputs, targets):
-        logits, _ = model(inputs.to(place), targets.to(place))
-        return F.cross_entropy(logits[0].float(), targets[0].to(place), ignore_index=-1)
-
-    nats = sum(measure(loss_of, tokens, windows, 1, block_size))
+    nats = sum(measure(lambda inputs, targets: model(inputs.to(place), targets.to(place))[1],
+                       tokens, windows, 1, block_size))
     n_targets = len(tokens) - 1  # the first token follows nothing
     loss = nats / n_targets
     without_marks = tokens[1:][tokens[1:] != encoding.eot_token]  # (as in prepare.py's bytes)

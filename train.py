@@ -429,9 +429,7 @@ def distributed(model, device):
 
 def load_data(folder):
     """Return (meta, {split: Tokens}). nanoGPT's and llm.c's have no meta.json: GPT-2's, uint16."""
-    if os.environ.get("RANK", "0") == "0":
-        prepare.finish_publishing(folder)
-    sum_over_processes(0)  # the others wait
+    prepare.finish_publishing(folder)
     tokenizer = "" if init_from in ("auto", "scratch", "resume") else f" --tokenizer={init_from}"
     again = f"prepare it again: python prepare.py --out_dir={folder}{tokenizer}"
     if Path(folder, "meta.pkl").exists():
@@ -450,7 +448,7 @@ def load_data(folder):
         if len(data[split]) < least.get(split, 0):
             raise ValueError(f"{path} is missing or has under {least[split]} tokens: lower "
                              f"{block_size=}, use more text, or {again}")
-    meta["tokenizer"] = meta.get("tokenizer") or prepare.gpt2_tokenizer()
+    meta["tokenizer"] = meta.get("tokenizer") or prepare.find_tokenizer("gpt2")
     return meta, data
 
 
@@ -564,10 +562,9 @@ def find_own_snapshot(settings, meta):
 def resume(run, snapshot):
     run.step, run.loss = int(snapshot["step"]), float(snapshot["loss"])
     run.sequences = int(snapshot["sequences"])
-    parameters = dict(run.model.named_parameters())
     for opt, saved in zip(run.optimizers, snapshot["optimizer_state_dict"]):
         for name, state in saved["state"].items():
-            p = parameters[name]
+            p = run.model.get_parameter(name)
             opt.state[p] = {key: shard_like(p, state[key].to(p.device)) for key in state}
     if snapshot["scaler_state_dict"]:
         run.scaler.load_state_dict(snapshot["scaler_state_dict"])
@@ -701,18 +698,16 @@ def test(run):
             json.dump(dict(snapshot=best.name, **loss), file)
 
 
-def gathered(tensors, place):
-    """Return {name: complete tensor} on "cpu", or without its numbers on "meta"."""
-    return {name: full_tensor(tensor.detach()).to(place) for name, tensor in tensors.items()}
-
-
 def save_snapshot(run, name):
     """Write one file that is enough to resume the run or to generate text."""
-    place = "cpu" if run.machine.rank == 0 else "meta"  # the other processes contribute their part
+    # The other processes contribute their part; on "meta", a tensor has no numbers.
+    place = "cpu" if run.machine.rank == 0 else "meta"
     names = {p: name for name, p in run.model.named_parameters()}
-    weights = gathered(dict(run.model.named_parameters()), place)
-    states = [{"state": {names[p]: gathered(opt.state[p], place) for p in opt.state}}
-              for opt in run.optimizers]
+    weights = {names[p]: full_tensor(p.detach()).to(place) for p in names}
+    states = [{"state": {}} for _ in run.optimizers]
+    for opt, saved in zip(run.optimizers, states):
+        for p, state in opt.state.items():
+            saved["state"][names[p]] = {key: full_tensor(state[key]).to(place) for key in state}
     if run.machine.rank == 0:
         weights["lm_head.weight"] = weights["transformer.wte.weight"]  # tied: written once
         snapshot = dict(

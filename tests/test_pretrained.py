@@ -139,12 +139,12 @@ def test_transformers_finds_the_same_tokens(exported, trained, transformers):
 @needs_vocabulary
 def test_transformers_finds_gpt2s_own_tokens(tmp_path, transformers):
     model = GPT(GPTConfig(block_size=8, vocab_size=50257, n_layer=1, n_head=1, n_embd=2))
-    model.save_pretrained(tmp_path / "model", prepare.gpt2_tokenizer())
+    model.save_pretrained(tmp_path / "model", prepare.find_tokenizer("gpt2"))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
-    ids = load_tokenizer(prepare.gpt2_tokenizer()).encode(TEXT, allowed_special="all")
+    ids = load_tokenizer(prepare.find_tokenizer("gpt2")).encode(TEXT, allowed_special="all")
     assert theirs(TEXT)["input_ids"] == ids
     found = GPT.from_pretrained(tmp_path / "model").tokenizer
-    assert found["tokens"] == prepare.gpt2_tokenizer()["tokens"]
+    assert found["tokens"] == prepare.find_tokenizer("gpt2")["tokens"]
     theirs.save_pretrained(tmp_path / "theirs")
     shutil.copy(tmp_path / "theirs" / "tokenizer.json", tmp_path / "model")
     assert GPT.from_pretrained(tmp_path / "model").tokenizer == found
@@ -332,7 +332,7 @@ def test_the_recipe_for_gpt2_works(tmp_path, monkeypatch, text):
     folder = tmp_path / "hub" / "models--gpt2" / "snapshots" / "main"
     folder.mkdir(parents=True)
     GPT(GPTConfig(block_size=32, n_layer=1, n_head=2, n_embd=8)).save_pretrained(
-        folder, prepare.gpt2_tokenizer())
+        folder, prepare.find_tokenizer("gpt2"))
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (folder / name).unlink()  # then it's the vocabulary that tiktoken knows
     (tmp_path / "text.txt").write_text(text[:6000], encoding="utf-8")

@@ -456,12 +456,12 @@ def test_the_bpe_can_be_trained_on_a_sample_from_all_over_the_text(monkeypatch):
 
 def test_gpt2s_bytes_per_token_are_printed_where_its_vocabulary_is_cached(text):
     try:
-        prepare.gpt2_tokenizer()
+        prepare.find_tokenizer("gpt2")
     except OSError as error:
         pytest.skip(f"GPT-2's vocabulary is not available here: {error}")
     Path("x.txt").write_text(text)
     out = succeed("prepare", "--input=x.txt", "--vocab_size=300", "--out_dir=out")
-    val = prepare.load_tokenizer(prepare.gpt2_tokenizer()).encode_ordinary(
+    val = prepare.load_tokenizer(prepare.find_tokenizer("gpt2")).encode_ordinary(
         text[int(0.8 * len(text)):int(0.9 * len(text))])
     size = json.loads(Path("out/meta.json").read_text())["splits"]["val"]["bytes"]
     line, = [line for line in out.splitlines() if "GPT-2's" in line]

@@ -505,7 +505,7 @@ BYTES = {"name": "gpt2", "tokens": [chr(byte) for byte in range(256)]}  # in pla
 
 
 def test_ids_beyond_the_vocabulary_are_named(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "gpt2_tokenizer", lambda: BYTES)
+    monkeypatch.setattr(prepare, "find_tokenizer", lambda name: BYTES)
     shutil.copytree(data_dir, tmp_path / "data")
     np.full(5000, 299, np.uint16).tofile(tmp_path / "data" / "train.bin")
     assert "train.bin" in fails(tmp_path / "data", tmp_path / "out")  # meta.json has another hash
@@ -555,7 +555,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_snapshots(data_di
 
 
 def test_nanogpts_data_without_meta_json_is_taken_as_gpt2_tokens(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "gpt2_tokenizer", lambda: BYTES)
+    monkeypatch.setattr(prepare, "find_tokenizer", lambda name: BYTES)
     tokens = np.random.default_rng(0).integers(0, 50257, 3000).astype(np.uint16)
     tokens[:2500].tofile(tmp_path / "train.bin")
     tokens[2500:].tofile(tmp_path / "val.bin")
@@ -763,7 +763,7 @@ def test_auto_compiles_on_cuda_from_1e16_flops_of_the_whole_run_on(
 
 def test_shards_of_llmc_are_a_data_folder_with_the_losses_of_nanogpts_files(tmp_path):
     try:
-        prepare.gpt2_tokenizer()
+        prepare.find_tokenizer("gpt2")
     except OSError as error:
         pytest.skip(f"GPT-2's vocabulary is not available: {error}")
     tokens = np.random.default_rng(0).integers(50257, size=3000).astype("<u2")
