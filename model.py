@@ -152,10 +152,12 @@ class GPT(nn.Module):
         if not 0 < T <= self.config.block_size - start:
             raise ValueError(f"{start + T} tokens: expected from 1 to block_size="
                              f"{self.config.block_size}")
-        position = torch.arange(start, start + T, device=idx.device)
-        x = self.hidden(idx, position, cache)
-        if cache is not None:
-            cache.length += T  # not earlier: all layers store their keys from the old length on
+        position = torch.arange(T, device=idx.device) if cache is None else cache.extend(T)
+        x = self.transformer.wte(idx) + self.transformer.wpe(position)  # (B, T, C)
+        x = self.transformer.drop(x)
+        for block in self.transformer.h:
+            x = block(x, cache)
+        x = self.transformer.ln_f(x)
         if targets is None:  # generating: only the last position matters
             return self.lm_head(x[:, -1:]), None
         if not return_logits:
@@ -163,13 +165,6 @@ class GPT(nn.Module):
         logits = self.lm_head(x)  # (B, T, C) -> (B, T, vocab_size)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
         return logits, loss
-
-    def hidden(self, idx, position, cache=None):  # (B, T), (T,) -> (B, T, C)
-        x = self.transformer.wte(idx) + self.transformer.wpe(position)
-        x = self.transformer.drop(x)
-        for block in self.transformer.h:
-            x = block(x, cache)
-        return self.transformer.ln_f(x)
 
     @torch.inference_mode()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,
@@ -261,19 +256,23 @@ class Cache:
         self.length = 0  # positions filled
         self.n_ids = n_token_ids(model.tokenizer)  # logits beyond it are padding; None: keep all
 
+    def extend(self, T):
+        """Make room for T new tokens, and set what they attend to. Return their positions (T,)."""
+        self.position = torch.arange(self.length, self.length + T, device=self.past.device)
+        self.is_causal = self.length == 0  # nothing before these tokens: the usual causal mask
+        self.length += T
+        self.window = self.length  # they attend to the positions below it
+        self.mask = None  # a single new token may look at everything
+        if T > 1 and not self.is_causal:  # query i sees key j if position i >= j
+            self.mask = self.position[:, None] >= torch.arange(self.window, device=self.past.device)
+        return self.position
+
     def update(self, layer, k, v):
-        """Store the keys and values of T new positions. Return all keys and values so far, and
-        attention's is_causal and mask (T, positions)."""
-        T = k.size(2)
-        end = self.length + T
-        self.past[layer][..., self.length:end, :] = torch.stack((k, v))
-        k, v = self.past[layer][..., :end, :]  # (B, n_head, end, head_dim) each
-        if self.length == 0:  # nothing before these T tokens: the usual causal mask
-            return k, v, True, None
-        if T == 1:  # a single new token may look at everything
-            return k, v, False, None
-        position = torch.arange(end, device=k.device)  # query i sees key j if position i >= j
-        return k, v, False, position[-T:, None] >= position  # (T, end)
+        """Store a layer's new keys and values. Return all in the window, (B, n_head, window,
+        head_dim) each, and attention's is_causal and mask (T, window)."""
+        self.past[layer].index_copy_(3, self.position, torch.stack((k, v)).to(self.past.dtype))
+        k, v = self.past[layer][..., :self.window, :]
+        return k, v, self.is_causal, self.mask
 
     def next_logits(self, idx):
         """Return the logits (B, vocab_size) of what follows idx (B, T). After the first call it has
@@ -288,7 +287,7 @@ class Cache:
         return self.read(unread)[:, :self.n_ids]
 
     def read(self, ids):
-        return self.model(ids, cache=self)[0][:, -1]  # calls update in each layer, adds to length
+        return self.model(ids, cache=self)[0][:, -1]  # calls extend, and update in each layer
 
 
 def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
@@ -500,43 +499,38 @@ class CUDAGraphCache(Cache):
     shape, so a step attends to a window of 128, 256, ... positions (with a graph each) and masks
     what is not filled yet. Without CUDA it just runs."""
 
-    window = None  # positions that a step of fixed shape attends to
-
     def __init__(self, model, batch_size):
         super().__init__(model, batch_size)
         self.past.zero_()  # a masked NaN would still give NaN
-        self.position = torch.zeros(1, dtype=torch.int64, device=self.past.device)
-        self.ids = self.position.repeat(batch_size, 1)
+        self.ids = torch.zeros(batch_size, 1, dtype=torch.int64, device=self.past.device)
+        self.place = torch.zeros(1, dtype=torch.int64, device=self.past.device)  # of the ids
         self.graphs = {}  # window -> (graph, its logits)
 
-    def update(self, layer, k, v):
-        if self.window is None:
-            return super().update(layer, k, v)
-        self.past[layer].index_copy_(3, self.position, torch.stack((k, v)))
-        k, v = self.past[layer][..., :self.window, :]
-        return k, v, False, self.position[:, None] >= torch.arange(self.window, device=k.device)
+    def extend(self, T):
+        if T > 1 or self.length == 0:
+            return super().extend(T)
+        self.position = self.place
+        self.is_causal = False
+        self.mask = self.place[:, None] >= torch.arange(self.window, device=self.place.device)
+        return self.place
 
     def read(self, ids):
         if ids.size(1) > 1 or self.length == 0:
             return super().read(ids)
         self.window = min(self.model.config.block_size, (self.length // 128 + 1) * 128)
         self.ids.copy_(ids)
-        self.position.fill_(self.length)
+        self.place.fill_(self.length)
         if self.window in self.graphs:
             graph, logits = self.graphs[self.window]
             graph.replay()
         else:
-            logits = self.step()
+            logits = super().read(self.ids)
             if ids.is_cuda:  # that step has allocated and chosen kernels: now it can be recorded
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.device(ids.device), torch.cuda.graph(graph):
-                    self.graphs[self.window] = graph, self.step()
-        self.window = None
+                    self.graphs[self.window] = graph, super().read(self.ids)
         self.length += 1
         return logits.clone()
-
-    def step(self):
-        return self.model.lm_head(self.model.hidden(self.ids, self.position, self)[:, -1])
 
 
 @torch.inference_mode()
