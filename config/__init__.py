@@ -107,6 +107,7 @@ def usage(message):
 def run(main, arguments=None):
     """Call main(arguments) and return the exit code; errors a user can cause become one line.
     With TRACEBACK=1 in the environment, they show where they come from, too."""
+    sys.stdin = sys.stdin or open(os.devnull)  # it was closed: python sample.py <&-
     if hasattr(sys.stdout, "reconfigure"):  # a file on Windows can't hold every character
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -524,6 +524,13 @@ def test_standard_input_that_is_not_utf_8_is_refused(sampled):
     assert_refused(sampled("--start=-", stdin=b"caf\xe9"), 1, "utf-8")
 
 
+@pytest.mark.parametrize("arguments", ["--interactive", "--start=-"])
+def test_a_closed_standard_input_is_an_empty_one(run_dir, arguments):
+    command = f'"{sys.executable}" "{ROOT}/sample.py" "--out_dir={run_dir}" {arguments} <&-'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
 def test_a_prompt_longer_than_the_block_is_refused_with_both_lengths(sampled, encoding):
     prompt = "To be " * 50
     assert_refused(sampled(f"--start={prompt}"), 1, str(len(encoding.encode_ordinary(prompt))),
