@@ -253,7 +253,7 @@ class Cache:
         # (layer, key or value, B, n_head, position, head_dim)
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
         self.past = torch.empty(shape, device=weight.device, dtype=weight.dtype)
-        self.length = 0  # positions filled
+        self.length = 0  # positions filled, or being filled
         self.n_ids = n_token_ids(model.tokenizer)  # logits beyond it are padding; None: keep all
 
     def extend(self, T):
@@ -495,9 +495,9 @@ def for_inference(model, device, dtype):
 
 
 class CUDAGraphCache(Cache):
-    """A cache that replays the step for one token as a CUDA graph. Nothing in one may change its
-    shape, so a step attends to a window of 128, 256, ... positions (with a graph each) and masks
-    what is not filled yet. Without CUDA it just runs."""
+    """A cache whose read replays the step for one token as a CUDA graph. Nothing in one may change
+    its shape, so a step attends to a window of 128, 256, ... positions (with a graph each) and
+    masks what is not filled yet. Without CUDA it just runs."""
 
     def __init__(self, model, batch_size):
         super().__init__(model, batch_size)
@@ -507,7 +507,7 @@ class CUDAGraphCache(Cache):
         self.graphs = {}  # window -> (graph, its logits)
 
     def extend(self, T):
-        if T > 1 or self.length == 0:
+        if T > 1 or self.length == 0:  # (for a single token, read has set place and window)
             return super().extend(T)
         self.position = self.place
         self.is_causal = False
