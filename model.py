@@ -1,6 +1,6 @@
 """GPT-2: the network, its loss, text generation with a key/value cache, and files of weights.
 
-This is GPT-2 (Radford et al. 2019), except that attention weights are never dropped in training:
+This is GPT-2 (Radford et al. 2019) without dropout on the attention weights. What defines it:
 - learned positions, added to the token embeddings
 - LayerNorm before attention and before the MLP, and one at the end
 - tanh GELU; biases in all linear layers except the output matrix
@@ -270,13 +270,13 @@ class Cache:
     def update(self, layer, k, v):
         """Store a layer's new keys and values. Return all in the window, (B, n_head, window,
         head_dim) each, and attention's is_causal and mask (T, window)."""
-        self.past[layer].index_copy_(3, self.position, torch.stack((k, v)).to(self.past.dtype))
+        self.past[layer].index_copy_(-2, self.position, torch.stack((k, v)).to(self.past.dtype))
         k, v = self.past[layer][..., :self.window, :]
         return k, v, self.is_causal, self.mask
 
     def next_logits(self, idx):
-        """Return the logits (B, vocab_size) of what follows idx (B, T). After the first call it has
-        one new token, and usually only that is read. A position is part of what a key is computed
+        """Return the logits (B, n_ids) of what follows idx (B, T). After the first call, one token
+        of idx is new, and usually only that is read. A position is part of what a key is computed
         from, so the cache can't drop its oldest token and shift the others. When it is full, it is
         emptied, and the newest half of a block is read as if it were the beginning of the text."""
         block_size = self.model.config.block_size
@@ -405,18 +405,18 @@ def padded_cross_entropy(x, matrix, targets):
 def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processes=1):
     """Yield the sum of the losses, in nats, of each batch. A window (begin, first, end) predicts
     tokens[first:end] from what precedes each, as far back as begin. loss_of(inputs, targets) is the
-    mean loss. Batches have one shape, padded with targets of -1. FSDP needs all processes each
-    time, so that some measure an empty batch."""
+    mean loss. Batches have one shape, padded with targets of -1. FSDP needs all processes in each
+    pass, so some may get an empty batch."""
     first_window = rank * batch_size
     for i in range(first_window, first_window + len(windows), n_processes * batch_size):
         ids = torch.zeros(batch_size, 1 + block_size, dtype=torch.int64)
         targets = torch.full((batch_size, 1 + block_size), -1)
         for row, (begin, first, end) in enumerate(windows[i:i + batch_size]):
-            ids[row, :end - begin] = torch.from_numpy(tokens[begin:end].astype(np.int64))
+            ids[row, :end - begin] = torch.from_numpy(tokens[np.arange(begin, end)])
             targets[row, first - begin:end - begin] = ids[row, first - begin:end - begin]
         count = (targets != -1).sum().item()
         loss = loss_of(ids[:, :-1], targets[:, 1:])
-        yield loss.item() * count if count > 0 else 0.0
+        yield (loss.item() * count) if count > 0 else 0.0
 
 
 def uniform_rows(n_rows, generator, device):
@@ -437,8 +437,8 @@ def n_token_ids(tokenizer):
 
 
 def new_cache(model, n_rows, max_new_tokens, compile=False):
-    """Return the fastest Cache for generating n_rows texts. On a CPU, it may be that of a copy of
-    the model whose large layers are packed, as the weights are now; other weights are shared."""
+    """Return the fastest Cache for generating n_rows texts. On a CPU, its model may be a copy whose
+    large layers are packed, with the weights as they are now; the other weights are shared."""
     head = model.lm_head.weight
     is_plain = isinstance(head, nn.Parameter) and not hasattr(head, "full_tensor")  # (int8; FSDP)
     if model.training or not is_plain or torch.is_autocast_enabled(head.device.type):
@@ -472,10 +472,10 @@ def packed(module, n_rows):
 
 
 def for_inference(model, device, dtype):
-    """Return a float32 model on the device in dtype, or on a CPU in "int8"; only for inference. In
-    int8, a linear layer has 8 bits for each weight and a scale for each output. The inputs of a
+    """Convert a float32 model to the device and dtype, or on a CPU to "int8", for inference only.
+    In int8, a linear layer has 8 bits for each weight and a scale for each output. The inputs of a
     call are rounded, too: to 7 bits, since without VNNI a sum of two products could overflow."""
-    if dtype != torch.float32:  # no longer tied: as in linear_cross_entropy
+    if dtype != torch.float32:  # without the mean row, as in linear_cross_entropy; no longer tied
         weight = model.lm_head.weight.detach()
         model.lm_head.weight = nn.Parameter(weight - weight.mean(dim=0), requires_grad=False)
     if dtype != "int8":
@@ -502,33 +502,33 @@ class CUDAGraphCache(Cache):
     def __init__(self, model, batch_size):
         super().__init__(model, batch_size)
         self.past.zero_()  # a masked NaN would still give NaN
-        self.ids = torch.zeros(batch_size, 1, dtype=torch.int64, device=self.past.device)
-        self.place = torch.zeros(1, dtype=torch.int64, device=self.past.device)  # of the ids
+        self.static_ids = torch.zeros(batch_size, 1, dtype=torch.int64, device=self.past.device)
+        self.static_position = torch.zeros(1, dtype=torch.int64, device=self.past.device)
         self.graphs = {}  # window -> (graph, its logits)
 
     def extend(self, T):
-        if T > 1 or self.length == 0:  # (for a single token, read has set place and window)
+        if T > 1 or self.length == 0:  # (for a single token, read has set position and window)
             return super().extend(T)
-        self.position = self.place
+        self.position = self.static_position
         self.is_causal = False
-        self.mask = self.place[:, None] >= torch.arange(self.window, device=self.place.device)
-        return self.place
+        self.mask = self.position[:, None] >= torch.arange(self.window, device=self.past.device)
+        return self.position
 
     def read(self, ids):
         if ids.size(1) > 1 or self.length == 0:
             return super().read(ids)
         self.window = min(self.model.config.block_size, (self.length // 128 + 1) * 128)
-        self.ids.copy_(ids)
-        self.place.fill_(self.length)
+        self.static_ids.copy_(ids)
+        self.static_position.fill_(self.length)
         if self.window in self.graphs:
             graph, logits = self.graphs[self.window]
             graph.replay()
         else:
-            logits = super().read(self.ids)
-            if ids.is_cuda:  # that step has allocated and chosen kernels: now it can be recorded
+            logits = super().read(self.static_ids)
+            if ids.is_cuda:  # that step was the warmup (memory, choice of kernels): record one
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.device(ids.device), torch.cuda.graph(graph):
-                    self.graphs[self.window] = graph, super().read(self.ids)
+                    self.graphs[self.window] = graph, super().read(self.static_ids)
         self.length += 1
         return logits.clone()
 
@@ -536,7 +536,7 @@ class CUDAGraphCache(Cache):
 @torch.inference_mode()
 def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token=None):
     """Return [(ids, log-probability of what follows idx)] for idx (1, T), keeping the most likely
-    beams at each step; the best log-probability / length ** length_penalty is the first. A beam
+    beams at each step; sorted by log-probability / length ** length_penalty, the best first. A beam
     with eos_token is complete."""
     eos_token = -1 if eos_token is None else eos_token  # no text contains -1
     T = idx.size(1)
@@ -549,7 +549,7 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
         if done.all():
             break
         log_probs = F.log_softmax(cache.next_logits(texts).float(), dim=-1)  # (beams, vocab_size)
-        log_probs[done] = -math.inf  # a complete beam goes on with eos_token alone, at no cost
+        log_probs[done] = -math.inf  # a complete beam continues with eos_token, for free
         log_probs[done, eos_token] = 0.0
         totals = scores[:, None] + log_probs
         scores, best = totals.flatten().topk(beams)
@@ -592,11 +592,11 @@ def get_snapshot(out_dir, which="auto"):
     for path in named.get(which, [Path(which)]):
         if path.exists():
             return path
-    raise ValueError(f"there is no snapshot ({which}) in {out_dir}: python train.py makes one (the "
-                     "model of another tool has a config.json)")
+    raise ValueError(f"there is no snapshot ({which}) in {out_dir}: run python train.py first (a "
+                     "folder with another tool's model needs a config.json)")
 
 
-def snapshots(out_dir):
+def snapshots(out_dir):  # -> their paths, the newest first
     found = Path(out_dir).glob("snapshots/snapshot_step_*.pt")
     paths = {path.stem.removeprefix("snapshot_step_"): path for path in found}
     return [paths[step] for step in sorted(filter(str.isdecimal, paths), key=int, reverse=True)]
@@ -611,7 +611,7 @@ def torch_load(path, mmap=True):
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
 
 
-# What config.json has to say of a model that is a GPT-2, if it mentions it:
+# The values that these keys must have in the config.json of a GPT-2, if they are there:
 GPT2 = dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilon=1e-5,
             scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
             add_cross_attention=False, tie_word_embeddings=True)
@@ -641,8 +641,8 @@ def load_pretrained(name, dropout):
 
 
 def with_weights(config, state):
-    """Return a GPT with the weights of state, which may be maps of files, in memory of its own."""
-    # On "meta", it is not in memory. (The first normal_ there would import sympy, for a second.)
+    """Return a GPT with copies of the weights of state, which may be memory-mapped."""
+    # On "meta", it takes no memory. (normal_ there would import sympy, which takes a second.)
     with torch.device("meta"), mock.patch("torch.nn.init.normal_"):
         model = GPT(config)
     model.load_state_dict(state, assign=True)
@@ -658,9 +658,9 @@ def read_weights(folder, dropout):
     path = next(folder / name for name in CONFIG_FILES if (folder / name).exists())
     # One activation function has two names.
     about = json.loads(path.read_bytes().replace(b'"gelu_pytorch_tanh"', b'"gelu_new"'))
-    n_embd, n_inner = about.get("n_embd"), about.get("n_inner")
-    expected_values = GPT2 | {"n_inner": n_inner and 4 * n_embd, "quantization_config": None}
-    for key, expected in expected_values.items():
+    n_embd = about.get("n_embd")
+    n_inner = 4 * n_embd if about.get("n_inner") else None
+    for key, expected in (GPT2 | {"n_inner": n_inner, "quantization_config": None}).items():
         if about.get(key, expected) != expected:
             raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {expected!r}")
     config = GPTConfig(about.get("n_positions", about.get("n_ctx")),
@@ -673,7 +673,7 @@ def read_weights(folder, dropout):
         for key, tensor in found.get("model", found).items():
             key = re.sub(PREFIXES, "", key)
             if re.search(r"\.attn\.(masked_)?bias$|^multiple_choice_head\.", key):
-                continue  # the causal mask of old files, GPT2DoubleHeadsModel's
+                continue  # the causal mask of old files; GPT2DoubleHeadsModel's second head
             if not key.startswith(("transformer.", "lm_head.")):
                 key = f"transformer.{key}"
             # GPT-2 stores the matrices in its blocks as (in, out), nn.Linear as (out, in).
@@ -815,7 +815,7 @@ def read_tensorflow(path):
             shard, offset = (fields.get(field, [0])[0] for field in (3, 4))
             data = path.with_suffix(f".data-{shard:05d}-of-{n_shards:05d}")
             tensor = memory_map(data, offset, torch.float32, shape[-2:])  # some are (1, n, m)
-            is_small = tensor.nbytes <= 1 << 16  # checking larger ones would take long
+            is_small = tensor.nbytes <= 65536  # checking larger ones would take long
             if (dtype != 1 or fields[5] != [tensor.nbytes] or
                     (is_small and fields[6] != [checksum(tensor.numpy().tobytes())])):
                 raise ValueError(f"{name} is damaged, or not float32")
@@ -838,11 +838,11 @@ def export(model, folder, tokenizer):
     if tokenizer:
         encoding = prepare.load_tokenizer(tokenizer)
         end_id = encoding.eot_token
-        end = encoding.decode([end_id])
+        eot = encoding.decode([end_id])
         files = prepare.tokenizer_files(tokenizer)
         files["tokenizer_config.json"] = dict(
             tokenizer_class="GPT2Tokenizer", model_max_length=config.block_size,
-            clean_up_tokenization_spaces=False, bos_token=end, eos_token=end, unk_token=end)
+            clean_up_tokenization_spaces=False, bos_token=eot, eos_token=eot, unk_token=eot)
     end_tokens = dict(bos_token_id=end_id, eos_token_id=end_id)
     files["generation_config.json"] = end_tokens | dict(max_length=config.block_size)
     files["config.json"] = GPT2 | end_tokens | dict(

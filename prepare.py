@@ -49,14 +49,14 @@ out_dir = "data"  # folder for train.bin, val.bin, test.bin and meta.json
 SPLITS = ("train", "val", "test")
 END_OF_TEXT = "<|endoftext|>"
 # GPT-2 cuts text into words first, and no token crosses a cut: "They've 12  cats!" is cut into
-# They|'ve| 12| | cats|!. (\p{L} is a letter, \p{N} a digit; `++` is `+` without backtracking.)
+# They|'ve| 12| | cats|! (\p{L} is a letter, \p{N} a digit; `++` is `+` without backtracking.)
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
 def train_bpe(word_counts, vocab_size):
     """Learn a byte-pair encoding (Sennrich et al. 2016) from {word: count}.
     Words begin as bytes, the tokens 0 to 255. Then, again and again, the most frequent pair of
-    neighbors becomes a new token (of equally frequent ones, the pair with smaller ids).
+    neighbors becomes a new token (on a tie, the pair with the smaller ids).
     A word is kept as a string of one character per token, chr(id), so that a merge is str.replace:
     once "th" is token 256, "the" is chr(256) + "e". tokens[256] is "th", its bytes as latin-1.
     """
@@ -92,8 +92,8 @@ def train_bpe(word_counts, vocab_size):
 
 
 def load_tokenizer(description):
-    """Return tiktoken's encoding for a dict with "name", "tokens", perhaps "special", "eot_token".
-    It encodes a word by joining, again and again, the neighbors whose token was learned first."""
+    """Return tiktoken's encoding for a dict of "name", "tokens" (None: unused), maybe "special" and
+    "eot_token". It joins, again and again, the neighbors whose token was learned first."""
     tokens = description["tokens"]
     ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
@@ -155,7 +155,7 @@ def main(arguments):
     lock = lock_folder(out_dir)  # noqa: F841 (held until main returns)
     finish_publishing(out_dir)  # in case an earlier run was interrupted
 
-    # A piece is a document or a part of one. After its last piece (is_last) <|endoftext|> is added.
+    # A piece is a document or part of one; <|endoftext|> follows a document's last piece (is_last).
     def pieces():  # -> (split, text, is_last) for every piece of every document
         if n_documents == 1:
             return split_by_position(document_pieces(paths), n_characters)
@@ -204,7 +204,7 @@ def configure(arguments):
 
 
 def count(pieces):
-    """Return how many documents and characters there are, if they are enough to be split."""
+    """Return (n_documents, n_characters); ValueError if there are too few characters to split."""
     n_documents = n_characters = n_marks = 0
     for text, is_last in pieces:
         n_characters += len(text)
@@ -213,10 +213,10 @@ def count(pieces):
             n_documents += 1
     fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
     if n_characters * min(fraction for fraction in fractions if fraction > 0) < 1:
-        raise ValueError(f"{input} has {n_characters} characters: too few to be split")
+        raise ValueError(f"{input} has {n_characters} characters: too few to split")
     if n_marks:
-        print(f"note: {n_marks:,} times {END_OF_TEXT} is taken as text: see --split_on_eot",
-              file=sys.stderr)
+        print(f"note: {END_OF_TEXT} occurs {n_marks:,} times and is treated as ordinary text: see "
+              "--split_on_eot", file=sys.stderr)
     return n_documents, n_characters
 
 
@@ -243,7 +243,7 @@ def encode_in_threads(pieces, encoding):
             ids = np.append(ids, encoding.eot_token)
         return split, text.encode("utf-8"), ids.astype(encoding.dtype)
 
-    encoding.encode("\na")  # the first thread to encode slows the others; this one will only wait
+    encoding.encode("\na")  # the first thread to encode slows others, unless idle, as this one is
     n_threads = workers or os.cpu_count()
     with ThreadPoolExecutor(n_threads) as threads:  # few pieces are read ahead, to save memory
         while ahead := list(itertools.islice(pieces, 64 * n_threads)):
@@ -340,7 +340,7 @@ def download(url, path, headers=None):
 
 
 def fetch(url, part, headers):
-    """Append what the file part lacks of url; check its length and Hugging Face's sha256."""
+    """Append the rest of url to the file part; check its length and Hugging Face's sha256."""
     import requests
     size = part.stat().st_size if part.exists() else 0
     headers = {**headers, "Accept-Encoding": "identity", "Range": f"bytes={size}-"}
@@ -364,7 +364,7 @@ def fetch(url, part, headers):
             file.truncate()
     if size < total or promised not in ("", "*", str(size)):
         raise requests.ConnectionError(f"{size:,} of {total:,} bytes came")
-    with open(part, "rb") as file:
+    with open(part, "r+b") as file:  # (fsync on Windows needs a writable file)
         os.fsync(file.fileno())
         found = hashlib.file_digest(file, "sha256").hexdigest()
     # Hugging Face sends the sha256 of a large (LFS) file with the redirect to its storage.
@@ -375,11 +375,10 @@ def fetch(url, part, headers):
 
 
 def find_files(sources):
-    """Yield the paths of all files that --input stands for; what is remote is downloaded first."""
+    """Yield the paths of all files that --input stands for; remote ones are downloaded first."""
     names = [sources] if os.path.exists(sources) else sources.split(",")
     for source in names:
-        if not os.path.exists(source):
-            source = SOURCES.get(source, source)
+        source = source if os.path.exists(source) else SOURCES.get(source, source)
         digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]  # URLs may end alike
         copy = f"data/downloads/{digest}-{os.path.basename(source.split('?')[0])}"
         found = [source] if os.path.exists(source) else [copy, *glob.glob(source, recursive=True)]
@@ -404,7 +403,7 @@ def document_pieces(paths):
     is_last, where its file or line does or, with split_on_eot, at <|endoftext|>."""
     for path in paths:
         with open(path, "rb") as file, named_errors(path):
-            for text, is_last in read(path, file):  # (a mark at an end leaves '')
+            for text, is_last in read(path, file):  # (split leaves '' after a mark at the end)
                 *ended, rest = text.split(END_OF_TEXT) if split_on_eot else [text]
                 yield from ((part, True) for part in ended if part)
                 if rest:
@@ -412,8 +411,8 @@ def document_pieces(paths):
 
 
 def read(name, file, inner_name=None):
-    """Yield (text, is_last) for a file, or for all members of what is packed in it. Archives may be
-    nested, and are read as streams: nothing is unpacked onto the disk."""
+    """Yield (text, is_last) for a file, or for all members of an archive. Archives may be nested,
+    and are read as streams: nothing is unpacked onto the disk."""
     stem, ending = os.path.splitext((inner_name or name).lower().replace(".tgz", ".tar.gz"))
     if ending in COMPRESSED:
         yield from read(name, COMPRESSED[ending](file), stem)
@@ -456,11 +455,11 @@ def json_texts(stream):
 def text_pieces(stream):
     """Yield (text, is_last) for the pieces of one document. A piece ends where no token crosses:
     before white space ("to be or not to be" may be cut after "to", but not inside " be"), or after
-    the last letter or digit of a word, but neither inside <|endoftext|> nor just before it; if it
-    can (split_on_eot), where a document ends, so that the next one's first piece is long."""
+    the last letter or digit of a word, but neither inside <|endoftext|> nor just before it; with
+    split_on_eot, after the last mark, so that a document's first piece (it is hashed) is long."""
     ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"
     rest = ""
-    while len(block := stream.read(1 << 17)) == 1 << 17:
+    while len(block := stream.read(2**17)) == 2**17:
         rest += block
         new = max(0, len(rest) - len(block) - 1)
         mark = regex.search(r"(?r)<\|endoftext\|>", rest, pos=new) if split_on_eot else None
@@ -492,14 +491,13 @@ def publish(description, encoding, splits, digest):
     for split, about in splits.items():
         about["fingerprint"] = fingerprint(f"{out_dir}/{split}.bin.new")
     source = dict(name=input, bytes=sum(about["bytes"] for about in splits.values()), sha256=digest)
-    dtype = encoding.dtype
-    meta = dict(vocab_size=encoding.n_vocab, dtype=dtype.name, splits=splits,
+    meta = dict(vocab_size=encoding.n_vocab, dtype=encoding.dtype.name, splits=splits,
                 tokenizer=description, source=source)
     with atomic_write(f"{out_dir}/meta.json", "w") as file:  # from now on, the new data counts
         json.dump(sealed(meta), file)
     finish_publishing(out_dir)
 
-    print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {dtype.name})")
+    print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {meta['dtype']})")
     print(f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}")
     for split, about in splits.items():
         ratio = about["bytes"] / max(1, about["tokens"])
@@ -511,7 +509,7 @@ def publish(description, encoding, splits, digest):
     print("tokens learned:", *learned[:8], "...", *learned[8:][-8:])
     cache = os.getenv("TIKTOKEN_CACHE_DIR", os.getenv("TMPDIR", "/tmp") + "/data-gym-cache")
     if os.path.exists(f"{cache}/{GPT2_CACHE}"):  # nothing is downloaded for a comparison
-        text = encoding.decode(np.fromfile(f"{out_dir}/val.bin", dtype, 1 << 18).tolist())
+        text = encoding.decode(np.fromfile(f"{out_dir}/val.bin", encoding.dtype, 1 << 18).tolist())
         with suppress(OSError):  # a cached file that is damaged
             gpt2_ids = tiktoken.get_encoding("gpt2").encode(text, allowed_special="all")
             ratio = len(text.encode("utf-8")) / max(1, len(gpt2_ids))

@@ -88,13 +88,14 @@ def generate_with_beams(model, encoding, prompt):
 
 def main(arguments):
     configure(arguments)  # start and the other settings above now have their final values
-    place, matrix_dtype = get_device(device, "float32" if dtype == "int8" else dtype)
+    torch_device, torch_dtype = get_device(device, "float32" if dtype == "int8" else dtype)
     # The text: with --score that file, else the prompt.
-    text = sys.stdin.read() if start == "-" and not score else start
     if score or start.startswith("FILE:"):
         pieces = document_pieces([score or start.removeprefix("FILE:")])
         text = "".join(piece + ("\n" if is_last else "") for piece, is_last in pieces)
         text = text.removesuffix("\n")
+    else:
+        text = sys.stdin.read() if start == "-" else start
     if init_from in ("auto", "resume"):
         model = GPT.from_snapshot(get_snapshot(out_dir, snapshot))
     else:
@@ -103,9 +104,9 @@ def main(arguments):
         return model.save_pretrained(export)
     if not model.tokenizer:
         raise ValueError("the model has no tokenizer: put its tokenizer.json beside the weights")
-    if dtype == "auto" and place.type == "cpu" and (score or model.num_params() < 20e6):
-        matrix_dtype = torch.float32  # in it, small models are faster and scores are exact
-    model = for_inference(model, place, "int8" if dtype == "int8" else matrix_dtype)
+    if dtype == "auto" and torch_device.type == "cpu" and (score or model.num_params() < 20e6):
+        torch_dtype = torch.float32  # faster for small models, exact for scores
+    model = for_inference(model, torch_device, "int8" if dtype == "int8" else torch_dtype)
     encoding = load_tokenizer(model.tokenizer)
     if score:
         return print_score(model, encoding, text)
@@ -161,8 +162,7 @@ def converse(model, encoding):
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         try:
-            line = sys.stdin.readline()
-            if not line:
+            if not (line := sys.stdin.readline()):
                 return
             if line.startswith("/"):
                 words = line[1:].strip().replace("=", " ", 1).split(maxsplit=1)  # name, value
@@ -191,11 +191,11 @@ def print_score(model, encoding, text):
     windows = [(max(0, end - block_size - 1), first, end) for first, end in zip([1, *ends], ends)]
     nats = sum(measure(lambda inputs, targets: model(inputs.to(place), targets.to(place))[1],
                        tokens, windows, 1, block_size))
-    n_targets = len(tokens) - 1  # the first token follows nothing
-    loss = nats / n_targets
-    without_marks = tokens[1:][tokens[1:] != encoding.eot_token]  # (as in prepare.py's bytes)
+    targets = tokens[1:]  # the first token follows nothing
+    loss = nats / len(targets)
+    without_marks = targets[targets != encoding.eot_token]  # (as in prepare.py's bytes)
     n_bytes = max(1, len(encoding.decode_bytes(without_marks.tolist())))
-    print(f"{n_targets} tokens, {n_bytes} bytes: loss {loss:.4f}, perplexity "
+    print(f"{len(targets)} tokens, {n_bytes} bytes: loss {loss:.4f}, perplexity "
           f"{math.exp(min(loss, 700)):.2f}, bits per byte {nats / math.log(2) / n_bytes:.4f}")
 
 

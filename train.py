@@ -30,7 +30,6 @@ from torch.utils.checkpoint import checkpoint
 import config
 import prepare
 from model import GPT, SIZES, GPTConfig, get_device, get_snapshot, measure, read_snapshot, snapshots
-from prepare import atomic_write, load_tokenizer
 
 # data and output
 data_dir = "data"  # folder with train.bin and val.bin
@@ -49,7 +48,7 @@ sample_interval = 0  # iterations between samples; 0: none
 sample_prompt = "\n"  # what samples begin with
 num_return_sequences = 5  # samples of the final model
 max_length = 30  # new tokens in every sample
-# model (if init_from names one, only block_size and dropout count)
+# model (if init_from names one, only block_size and dropout apply)
 size = ""  # a name in model.py's SIZES, instead of the next three
 n_layer = 4  # blocks
 n_head = 4  # attention heads in each block
@@ -68,7 +67,7 @@ target_split = "train"  # the loss that target_loss refers to: 'train' or 'val'
 optimizer = "muon"  # 'muon' (for the matrices in the blocks, AdamW for the rest) or 'adamw'
 learning_rate = 0.01  # AdamW's peak learning rate
 muon_learning_rate = 0.03  # Muon's peak learning rate
-muon_polynomials = "newton-schulz"  # or 'polar-express': faster, but rounding alters runs more
+muon_polynomials = "newton-schulz"  # or 'polar-express': faster, but more sensitive to rounding
 weight_decay = 0.1  # for matrices only; with Muon, those in the blocks
 embedding_weight_decay = 0.0  # with Muon: for the embeddings
 beta1 = 0.9  # AdamW: decay rate of the first moment
@@ -85,7 +84,7 @@ lr_step_iters = 1000  # ... after each lr_step_iters iterations
 seed = 1337  # for the weights, the order of the data and dropout
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto': the fastest available
 dtype = "auto"  # 'float32', 'bfloat16' or 'float16' for matrix products
-compile = "auto"  # torch.compile: True, False; 'auto': on CUDA, where the run is long enough
+compile = "auto"  # torch.compile: True, False; 'auto': on CUDA, if the run is long enough
 parallel = "ddp"  # under torchrun: 'ddp' replicates the model, 'fsdp' shards it
 activation_checkpointing = False  # recompute blocks in the backward pass to save memory
 
@@ -108,28 +107,28 @@ def shuffled(k, n, *key):
     left, right = divmod(k, base)
     for i in range(4):
         left, right = right, (left ^ hashed(*key, i, right)) % base
-    place = left * base + right
-    return place if place < n else shuffled(place, n, *key)
+    result = left * base + right
+    return result if result < n else shuffled(result, n, *key)
 
 
 def get_batch(tokens, first):
-    """Return ids (B, block_size + 1): B = batch_size sequences of the run, from number first on.
+    """Return ids (B, block_size + 1): sequences first to first + B - 1 of the run; B = batch_size.
 
-    An epoch takes the tokens as a ring, cuts it into sequences from a random offset on, and visits
-    them in random order. All of this follows from (seed, number), so resuming needs no state.
+    An epoch treats the tokens as a ring, cuts it into sequences starting at a random offset, and
+    visits them in random order. All this follows from (seed, number): resuming needs no state.
     """
     per_epoch = len(tokens) // block_size
     starts = []
     for number in range(first, first + batch_size):
         epoch, k = divmod(number, per_epoch)
-        place = shuffled(k, per_epoch, seed, epoch)
-        starts.append((hashed(seed, epoch) + place * block_size) % len(tokens))
+        index = shuffled(k, per_epoch, seed, epoch)
+        starts.append((hashed(seed, epoch) + index * block_size) % len(tokens))
     positions = (np.array(starts)[:, None] + np.arange(block_size + 1)) % len(tokens)
     return torch.from_numpy(tokens[positions].astype(np.int64))
 
 
 # The coefficients a, b, c of each step of orthogonalized: Muon's, or the first three of Polar
-# Express (Amsel et al. 2025; the first with a margin of 2 %), which are faster and less exact.
+# Express (Amsel et al. 2025; the first one rescaled for values up to 1.02): faster, less exact.
 POLYNOMIALS = {"newton-schulz": 5 * [(3.4445, -4.7750, 2.0315)],
                "polar-express": [(8.1247, -22.2349, 15.6695), (4.1071, -2.9478, 0.5448),
                                  (3.9487, -2.9089, 0.5518)]}
@@ -316,7 +315,7 @@ def main(arguments):
         # Log. Every eval_interval iterations, also evaluate; best.pt keeps the best weights so far.
         if is_due(run, log_interval, eval_interval):
             log_progress(run)
-        # Save a snapshot.
+        # Save a snapshot, also if a signal ends the run.
         if run.stop or is_due(run, snapshot_interval):
             save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")
         # Print a sample.
@@ -372,26 +371,27 @@ def configure(arguments):
 def start_processes():
     """Choose the device and, under torchrun, join the other processes; return the Machine."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        # Keep freed memory: to get it back from the system takes half of a small iteration.
+        # Keep freed memory: getting it back from the system takes half of a small iteration's time.
         ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
     if "RANK" in os.environ and device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # or all would use some of GPU 0
-    place, matrix_dtype = get_device(device, dtype)
-    autocast = partial(torch.autocast, place.type, matrix_dtype, matrix_dtype != torch.float32)
+    torch_device, torch_dtype = get_device(device, dtype)
+    is_mixed = torch_dtype != torch.float32  # matrix products in torch_dtype, the rest in float32
+    autocast = partial(torch.autocast, torch_device.type, torch_dtype, enabled=is_mixed)
     torch.set_float32_matmul_precision("high")  # on GPUs: TF32 where the dtype is float32
     rank, n_processes = 0, 1
     if "RANK" in os.environ:  # started by torchrun
-        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo")
         rank, n_processes = dist.get_rank(), dist.get_world_size()
-        # Left to the end of Python, this can abort; so can it while DDP, in a cycle, refers to it.
+        # Left to Python's own exit, or while a cycle with DDP still refers to it, this can abort.
         atexit.register(dist.destroy_process_group)
-        atexit.register(gc.collect)
+        atexit.register(gc.collect)  # runs first: the last to be registered
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # only the first process prints
     if gradient_accumulation_steps % n_processes:
         config.usage(f"{gradient_accumulation_steps=}: not a multiple of {n_processes} processes")
-    return Machine(place, matrix_dtype, autocast, rank, n_processes)
+    return Machine(torch_device, torch_dtype, autocast, rank, n_processes)
 
 
 def sum_over_processes(number):
@@ -428,7 +428,7 @@ def distributed(model, device):
 
 
 def load_data(folder):
-    """Return (meta, {split: Tokens}). nanoGPT's and llm.c's have no meta.json: GPT-2's, uint16."""
+    """Return (meta, {split: Tokens}). Data of nanoGPT or llm.c has no meta.json: GPT-2's tokens."""
     prepare.finish_publishing(folder)
     tokenizer = "" if init_from in ("auto", "scratch", "resume") else f" --tokenizer={init_from}"
     again = f"prepare it again: python prepare.py --out_dir={folder}{tokenizer}"
@@ -440,9 +440,9 @@ def load_data(folder):
     for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
         paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}[._]*bin"))
-        found = "".join(map(prepare.fingerprint, paths))
-        about = meta["splits"].setdefault(split, {"fingerprint": found})
-        if about["fingerprint"] != found:
+        fingerprint = "".join(map(prepare.fingerprint, paths))
+        about = meta["splits"].setdefault(split, {"fingerprint": fingerprint})  # without meta.json
+        if about["fingerprint"] != fingerprint:
             raise ValueError(f"{path} is missing or not what meta.json says: {again}")
         data[split] = Tokens([path for path in paths if path.stat().st_size > 0], meta["dtype"])
         if len(data[split]) < least.get(split, 0):
@@ -463,16 +463,14 @@ class Tokens:
             if is_llmc and path.stat().st_size != 1024 + 2 * header[2]:
                 raise ValueError(f"{path} is not as long as its header says: copy it again")
             self.parts.append(np.memmap(path, dtype, "r", offset=1024 if is_llmc else 0))
-            if hasattr(mmap, "MADV_RANDOM"):  # or every page would bring megabytes with it
+            if hasattr(mmap, "MADV_RANDOM"):  # else each page read would read megabytes ahead
                 self.parts[-1]._mmap.madvise(mmap.MADV_RANDOM)
         self.starts = np.cumsum([0, *map(len, self.parts)])
 
     def __len__(self):
         return int(self.starts[-1])
 
-    def __getitem__(self, index):  # a slice or an array of positions
-        if isinstance(index, slice):
-            index = np.arange(*index.indices(len(self)))
+    def __getitem__(self, index):  # an array of positions
         ids = np.empty(index.shape, np.int64)
         which = np.searchsorted(self.starts, index, side="right") - 1
         for i in np.unique(which):
@@ -481,7 +479,7 @@ class Tokens:
 
 
 def start_run(settings, meta, data, machine):
-    """Return the Run: out_dir's newest snapshot resumed, or one from other or new weights."""
+    """Return the Run, resumed from out_dir's newest snapshot, or with pretrained or new weights."""
     shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd) | SIZES.get(size, {})
     shape |= dict(block_size=block_size, vocab_size=meta["vocab_size"], dropout=dropout, bias=bias)
     try:
@@ -506,7 +504,7 @@ def start_run(settings, meta, data, machine):
     # The run ends after max_iters or max_epochs, whichever comes first.
     sequences = batch_size * gradient_accumulation_steps  # of an iteration
     unread = math.ceil(max_epochs * (len(data["train"]) // block_size)) - run.sequences
-    last = run.step + math.ceil(unread / sequences) if max_epochs else math.inf
+    last = (run.step + math.ceil(unread / sequences)) if max_epochs else math.inf
     run.n_iters = min(max_iters or math.inf, last)
     # Compiling takes half a minute, which pays from about 1e16 floating-point operations on.
     is_long = model.flops_per_token() * run.n_iters * sequences * block_size > 1e16
@@ -521,7 +519,7 @@ def start_run(settings, meta, data, machine):
 
 
 def load_weights_for(name, meta):
-    """Return the model of that name, with block_size positions, if the data is in its tokens."""
+    """Return the model of that name, with block_size positions, if the data has its tokenizer."""
     model = GPT.from_pretrained(name, dropout)
     model.crop_block_size(block_size)
     model.tokenizer = model.tokenizer or meta["tokenizer"]
@@ -627,8 +625,8 @@ def is_due(run, *intervals):  # also after the last iteration
     return is_finished(run) or any(run.step % interval == 0 for interval in intervals)
 
 
-def is_stopping(run):
-    """Return whether any process has received a signal; set run.stop. All have to ask together."""
+def check_signals(run):
+    """Set run.stop if any process got a signal, return whether one did. All call this together."""
     if sum_over_processes(len(run.signals)) > 0:
         run.stop = max(run.signals, default=signal.SIGTERM)
     return run.stop > 0
@@ -642,17 +640,17 @@ def check_iteration(run, loss):
         return
     run.loss = sum_over_processes(loss.item()) / run.machine.n_processes
     is_sound = math.isfinite(run.loss) and (run.scaler.is_enabled() or not run.n_skipped)
-    if is_stopping(run) or is_due(run, eval_interval, snapshot_interval):  # to be saved
+    if check_signals(run) or is_due(run, eval_interval, snapshot_interval):  # to be saved
         norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters()))
         is_sound = is_sound and math.isfinite(norm.item())
     if not is_sound:
-        raise ValueError(f"iteration {run.step}: inf or nan: lower learning_rate and "
-                         "muon_learning_rate")
+        raise ValueError(f"iteration {run.step}: inf or nan in the loss, gradient or weights: "
+                         "lower learning_rate and muon_learning_rate")
 
 
 def evaluate(run, split, name=None):
-    """Return the loss in nats per token and what follows from it, on a split or on eval_iters
-    batches spread over it, of the model of that name or the run's. A signal ends it early."""
+    """Return the loss, perplexity and bits per byte of the run's model, or of the one of that name,
+    on a split or on eval_iters batches spread over it. A signal ends it early."""
     if name is not None:
         model = load_weights_for(name, run.meta)
         run = replace(run, model=model, forward=distributed(model, run.machine.device))
@@ -667,7 +665,7 @@ def evaluate(run, split, name=None):
     for batch_nats in measure(partial(loss_of, run), tokens, windows, batch_size, block_size,
                               run.machine.rank, run.machine.n_processes):
         nats += batch_nats
-        if is_stopping(run):
+        if check_signals(run):
             break
     loss = sum_over_processes(nats) / (ends - begins - 1).sum().item()
     bytes_per_token = run.meta["splits"][split].get("bytes", math.nan) / len(tokens)
@@ -689,25 +687,25 @@ def test(run):
         return None
     best = get_snapshot(out_dir)
     loss = evaluate(run, "test", best)
-    if is_stopping(run):
+    if check_signals(run):
         print("stopped before the end of the test: resume the run to repeat it")
         return 128 + run.stop
     print(REPORT.format(f"test with {best}", **loss))
     if run.machine.rank == 0:
-        with atomic_write(path, "w") as file:
+        with prepare.atomic_write(path, "w") as file:
             json.dump(dict(snapshot=best.name, **loss), file)
 
 
 def save_snapshot(run, name):
     """Write one file that is enough to resume the run or to generate text."""
-    # The other processes contribute their part; on "meta", a tensor has no numbers.
-    place = "cpu" if run.machine.rank == 0 else "meta"
+    # full_tensor gathers shards, so all processes call it; only the first keeps the numbers.
+    target = "cpu" if run.machine.rank == 0 else "meta"
     names = {p: name for name, p in run.model.named_parameters()}
-    weights = {names[p]: full_tensor(p.detach()).to(place) for p in names}
+    weights = {names[p]: full_tensor(p.detach()).to(target) for p in names}
     states = [{"state": {}} for _ in run.optimizers]
     for opt, saved in zip(run.optimizers, states):
         for p, state in opt.state.items():
-            saved["state"][names[p]] = {key: full_tensor(state[key]).to(place) for key in state}
+            saved["state"][names[p]] = {key: full_tensor(state[key]).to(target) for key in state}
     if run.machine.rank == 0:
         weights["lm_head.weight"] = weights["transformer.wte.weight"]  # tied: written once
         snapshot = dict(
@@ -716,7 +714,7 @@ def save_snapshot(run, name):
             step=run.step, sequences=run.sequences, loss=run.loss, best_val_loss=run.best_val_loss,
             best_measure=run.best_measure, model_state_dict=weights, optimizer_state_dict=states,
             scaler_state_dict=run.scaler.state_dict())
-        with atomic_write(Path(out_dir, name)) as file:
+        with prepare.atomic_write(Path(out_dir, name)) as file:
             try:
                 torch.save(snapshot, file)
             except RuntimeError as error:  # torch.save hides the OSError of a full disk
@@ -730,6 +728,14 @@ def show(line):
     """On a terminal, replace the line that was shown last."""
     if sys.stdout and sys.stdout.isatty():  # (a longer line would need a second row)
         print(f"\r\033[K{line[:(os.get_terminal_size().columns or 200) - 1]}", end="", flush=True)
+
+
+def report(run, text):
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # Ctrl-C has ended what reads the output (| tee log) first
+        sys.stdout = None
+        run.signals.append(signal.SIGINT)
 
 
 def progress(run):
@@ -761,11 +767,7 @@ def log_progress(run):
     line += f", {run.n_skipped} steps skipped" if run.n_skipped else ""
     line += f", val loss {val['loss']:.4f}, {val['bits_per_byte']:.4f} bits per byte" if val else ""
     write_log(run)
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:  # Ctrl-C has ended what reads the output (| tee log) first
-        sys.stdout = None
-        run.signals.append(signal.SIGINT)
+    report(run, line)
 
 
 def write_log(run):
@@ -774,12 +776,12 @@ def write_log(run):
         return
     rows = [{name: f"{value:.8g}" if isinstance(value, float) else value
              for name, value in row.items()} for row in run.log]
-    with atomic_write(Path(out_dir, "log.csv"), "w") as file:
+    with prepare.atomic_write(Path(out_dir, "log.csv"), "w") as file:
         writer = csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     if is_due(run, eval_interval):
-        with atomic_write(Path(out_dir, "loss.svg"), "w") as file:
+        with prepare.atomic_write(Path(out_dir, "loss.svg"), "w") as file:
             file.write(draw_losses(rows, f"GPT with {run.model.num_params():,} parameters"))
 
 
@@ -825,18 +827,18 @@ def draw_losses(rows, title):
 @torch.no_grad()
 def print_samples(run, count):
     """Print continuations of sample_prompt, and what the model expects along a validation text."""
-    encoding = load_tokenizer(run.meta["tokenizer"])
+    encoding = prepare.load_tokenizer(run.meta["tokenizer"])
     prompt = encoding.encode(sample_prompt, allowed_special="all") or [encoding.eot_token]
     idx = torch.tensor([prompt] * count, device=run.machine.device)
     generator = torch.Generator().manual_seed(seed)
     for row in run.model.generate(idx, max_length, generator=generator).tolist():
-        print("  sample    |" + encoding.decode(row).replace("\n", "\n            |"))
-    text = run.data["val"][:min(max_length, block_size)]
+        report(run, "  sample    |" + encoding.decode(row).replace("\n", "\n            |"))
+    text = run.data["val"][np.arange(min(max_length, block_size, len(run.data["val"])))]
     if len(text):
         text = torch.from_numpy(text).to(run.machine.device)[None]  # (1, T)
         predicted = run.model(text, text)[0][..., :encoding.n_vocab].argmax(dim=-1)
-        print(f"  text      |{encoding.decode(text[0].tolist())!r}")
-        print(f"  predicted |{encoding.decode(predicted[0].tolist())!r}")
+        report(run, f"  text      |{encoding.decode(text[0].tolist())!r}")
+        report(run, f"  predicted |{encoding.decode(predicted[0].tolist())!r}")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ def ctrl_c_in_a_pipeline():  # python train.py | tee log: both receive it, and t
     CTRL_C()
 
 
+def end_of_an_unbuffered_pipeline():  # as with PYTHONUNBUFFERED=1: each print fails by itself
+    sys.stdout.reconfigure(write_through=True)
+    end_of_a_pipeline()
+
+
 # Every few iterations there is something to interrupt; 2 batches make an iteration.
 TINY = ("--n_layer=2 --n_embd=32 --n_head=2 --block_size=16 --batch_size=4 --device=cpu "
         "--dropout=0.1 --gradient_accumulation_steps=2 --warmup_iters=2 --num_return_sequences=0 "
@@ -316,6 +321,16 @@ def test_ctrl_c_also_ends_what_reads_the_output_and_a_snapshot_is_written_all_th
     assert 0 < step < 12 and step - 1 <= int(last_row.split(",")[0]) <= step
     code, output = run([*arguments, data], tmp_path / "out")
     assert code == 0 and f"snapshot_step_{step}.pt" in output, output
+    assert results(tmp_path / "out") == results(uninterrupted(arguments))
+
+
+def test_a_run_whose_samples_nobody_reads_any_more_writes_a_snapshot(data, uninterrupted, tmp_path):
+    arguments = [*SHORT, "--log_interval=100", "--eval_interval=100", "--sample_interval=1"]
+    strike = ("batch", 7, end_of_an_unbuffered_pipeline)
+    code, output = run([*arguments, data], tmp_path / "out", [strike])
+    assert code == 130 and "stopped" not in output, output
+    code, output = run([*arguments, data], tmp_path / "out")
+    assert code == 0 and "snapshot_step_5.pt" in output, output
     assert results(tmp_path / "out") == results(uninterrupted(arguments))
 
 

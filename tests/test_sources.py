@@ -374,7 +374,7 @@ def test_a_note_says_that_marks_are_taken_as_text_and_how_to_split_on_them():
     arguments = "--input=x.txt", "--vocab_size=257", "--out_dir=out", *ALL_TRAIN
     code, _, err = call("prepare", *arguments)
     note, = err.splitlines()
-    assert code == 0 and "4 times <|endoftext|>" in note and "--split_on_eot" in note
+    assert code == 0 and "<|endoftext|> occurs 4 times" in note and "--split_on_eot" in note
     assert np.fromfile("out/train.bin", "uint16").tolist() == [*MARKED.encode()]
     code, _, err = call("prepare", *arguments, "--split_on_eot")
     assert code == 0 and err == ""
