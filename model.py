@@ -219,7 +219,7 @@ class GPT(nn.Module):
     def crop_block_size(self, block_size):
         """Forget the positions beyond block_size."""
         if not 0 < block_size <= self.config.block_size:
-            raise ValueError(f"{block_size=}: the model has {self.config.block_size} positions")
+            raise ValueError(f"{block_size=}: lower it to the model's {self.config.block_size}")
         self.transformer.wpe.weight.data = self.transformer.wpe.weight.data[:block_size].clone()
         self.transformer.wpe.num_embeddings = block_size
         self.config.block_size = block_size
@@ -593,7 +593,7 @@ def get_snapshot(out_dir, which="auto"):
         if path.exists():
             return path
     raise ValueError(f"there is no snapshot ({which}) in {out_dir}: run python train.py first (a "
-                     "folder with another tool's model needs a config.json)")
+                     "folder with a config.json goes to --init_from)")
 
 
 def snapshots(out_dir):  # -> their paths, the newest first

@@ -444,12 +444,13 @@ def read(name, file, inner_name=None):
 def json_texts(stream):
     """Yield (text, True) for each line of a .jsonl file."""
     for number, line in enumerate(stream, 1):
-        if not (line := line.strip("\ufeff \t\r\n")):
-            continue
         try:
-            yield json.loads(line)[text_key].encode("utf-8", encoding_errors).decode("utf-8"), True
+            if line := line.strip("\ufeff \t\r\n"):
+                data = json.loads(line)[text_key].encode("utf-16", "surrogatepass")
+                yield data.decode("utf-16", encoding_errors), True
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"line {number} isn't JSON with a text at {text_key=}") from error
+            raise ValueError(f"line {number} isn't JSON with a valid text ({text_key=}, "
+                             f"{encoding_errors=})") from error
 
 
 def text_pieces(stream):
@@ -508,7 +509,7 @@ def publish(description, encoding, splits, digest):
     learned = [repr(encoding.decode([i])) for i in range(256, encoding.eot_token)]
     print("tokens learned:", *learned[:8], "...", *learned[8:][-8:])
     cache = os.getenv("TIKTOKEN_CACHE_DIR", os.getenv("TMPDIR", "/tmp") + "/data-gym-cache")
-    if os.path.exists(f"{cache}/{GPT2_CACHE}"):  # nothing is downloaded for a comparison
+    if splits["val"]["tokens"] and os.path.exists(f"{cache}/{GPT2_CACHE}"):  # downloads nothing
         text = encoding.decode(np.fromfile(f"{out_dir}/val.bin", encoding.dtype, 1 << 18).tolist())
         with suppress(OSError):  # a cached file that is damaged
             gpt2_ids = tiktoken.get_encoding("gpt2").encode(text, allowed_special="all")

@@ -377,8 +377,7 @@ def start_processes():
     if "RANK" in os.environ and device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # or all would use some of GPU 0
     torch_device, torch_dtype = get_device(device, dtype)
-    is_mixed = torch_dtype != torch.float32  # matrix products in torch_dtype, the rest in float32
-    autocast = partial(torch.autocast, torch_device.type, torch_dtype, enabled=is_mixed)
+    autocast = partial(torch.autocast, torch_device.type, torch_dtype, torch_dtype != torch.float32)
     torch.set_float32_matmul_precision("high")  # on GPUs: TF32 where the dtype is float32
     rank, n_processes = 0, 1
     if "RANK" in os.environ:  # started by torchrun
@@ -389,7 +388,7 @@ def start_processes():
         atexit.register(gc.collect)  # runs first: the last to be registered
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # only the first process prints
-    if gradient_accumulation_steps % n_processes:
+    if gradient_accumulation_steps % n_processes and not eval_only:
         config.usage(f"{gradient_accumulation_steps=}: not a multiple of {n_processes} processes")
     return Machine(torch_device, torch_dtype, autocast, rank, n_processes)
 
@@ -460,8 +459,8 @@ class Tokens:
         for path in paths:
             header = np.fromfile(path, "<i4", 3).tolist()  # llm.c's: magic, version, tokens
             is_llmc = header[:2] == [20240520, 1]
-            if is_llmc and path.stat().st_size != 1024 + 2 * header[2]:
-                raise ValueError(f"{path} is not as long as its header says: copy it again")
+            if path.stat().st_size % 2 or (is_llmc and path.stat().st_size != 1024 + 2 * header[2]):
+                raise ValueError(f"{path} is not as long as it should be: copy it again")
             self.parts.append(np.memmap(path, dtype, "r", offset=1024 if is_llmc else 0))
             if hasattr(mmap, "MADV_RANDOM"):  # else each page read would read megabytes ahead
                 self.parts[-1]._mmap.madvise(mmap.MADV_RANDOM)

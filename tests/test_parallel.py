@@ -228,6 +228,8 @@ def many(alone, tiny, tmp_path_factory):
         "samples": [*three, fsdp, "--num_return_sequences=2", "--sample_interval=2",
                     "--eval_interval=2", "--max_length=5"],
         "indivisible": [*tiny, "--gradient_accumulation_steps=3"],
+        "eval_only": [*tiny, "--gradient_accumulation_steps=1", "--eval_only",
+                      f"--init_from={alone.folder}/still/best.pt"],
     }
     return launch(folder, 4, {
         "ddp_by_four": (4, [*tiny, "--max_iters=50"], None),
@@ -289,6 +291,13 @@ def test_a_shared_evaluation_equals_that_of_one_process(alone, many, data_dir, n
     expected = read_snapshot(alone.folder / "still" / "best.pt")["best_val_loss"]
     found = read_snapshot(many.folder / name / "best.pt")["best_val_loss"]
     assert abs(found - expected) < 1e-6
+
+
+def test_eval_only_in_two_processes_equals_that_of_one_whatever_the_micro_batches(alone, many):
+    best = alone.folder / "still" / "best.pt"
+    assert [report["code"] for report in many.reports("eval_only")] == [0, 0]
+    found = re.search(rf"val with {re.escape(str(best))} .*: loss ([\d.]+)", many.output)[1]
+    assert abs(float(found) - read_snapshot(best)["best_val_loss"]) < 1e-4
 
 
 def test_an_evaluation_too_small_for_all_processes_equals_that_of_one(alone, many):

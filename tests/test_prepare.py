@@ -78,6 +78,17 @@ def test_a_vocabulary_of_257_is_plain_bytes(tmp_path):
     assert bytes(ids["train"]) == EVERY_KIND.encode() and meta["vocab_size"] == 257
 
 
+def test_without_a_validation_text_there_is_no_comparison_with_gpt2s_tokenizer(tmp_path):
+    try:
+        prepare.find_tokenizer("gpt2")  # now it is cached
+    except OSError as error:
+        pytest.skip(f"GPT-2's vocabulary is not available here: {error}")
+    (tmp_path / "x.txt").write_text(EVERY_KIND * 50, encoding="utf-8")
+    arguments = f"--input={tmp_path}/x.txt", "--vocab_size=257", f"--out_dir={tmp_path}/data"
+    assert "for comparison" in succeed("prepare", *arguments)
+    assert "for comparison" not in succeed("prepare", *arguments, "--val_fraction=0")
+
+
 def test_gpt2_tokens_are_openais():
     try:
         description = prepare.find_tokenizer("gpt2")

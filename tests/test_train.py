@@ -784,6 +784,9 @@ def test_shards_of_llmc_are_a_data_folder_with_the_losses_of_nanogpts_files(tmp_
     path = tmp_path / "shards" / "x_train_000002.bin"
     path.write_bytes(path.read_bytes()[:-100])
     assert str(path) in fails(tmp_path / "shards", tmp_path / "out")
+    path = tmp_path / "nano" / "val.bin"
+    path.write_bytes(path.read_bytes()[:-1])  # a copy that stopped in the middle of a number
+    assert str(path) in fails(tmp_path / "nano", tmp_path / "out")
 
 
 def test_character_tokens_of_nanogpt_are_refused_with_the_way_out(data_dir, tmp_path):

@@ -264,7 +264,7 @@ def test_partitioned_variables_and_the_v1_format_are_refused_by_name(folder):
     # A TensorSliceProto in field 7 says that the variable is stored in parts.
     write_tensorflow(folder, tensors, **{"model/wte": b"\x3a\x04\x0a\x02\x08\x05"})
     message = refusal(folder)
-    assert "model/wte" in message and "partition" in message
+    assert "model/wte is partitioned" in message
     (folder / "model.ckpt.index").unlink()
     (folder / "model.ckpt").write_bytes(b"a table of tensors")
     assert "model.ckpt" in (message := refusal(folder)) and "V1" in message and "V2" in message
