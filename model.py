@@ -169,7 +169,7 @@ class GPT(nn.Module):
     @torch.inference_mode()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,
                generator=None, compile=False):
-        """Yield what follows idx (B, T), token by token: (ids (B, 1), logits (B, vocab_size)).
+        """Yield what follows idx (B, T), token by token: (ids (B, 1), logits (B, n_ids)).
 
         Ends after max_new_tokens or once every row has produced eos_token. Each row has its own
         random numbers, so adding rows does not change its text. The text may outgrow block_size.
@@ -507,7 +507,7 @@ class CUDAGraphCache(Cache):
         self.graphs = {}  # window -> (graph, its logits)
 
     def extend(self, T):
-        if T > 1 or self.length == 0:  # (for a single token, read has set position and window)
+        if T > 1 or self.length == 0:  # (for one token, read has set static_position and window)
             return super().extend(T)
         self.position = self.static_position
         self.is_causal = False
@@ -525,7 +525,7 @@ class CUDAGraphCache(Cache):
             graph.replay()
         else:
             logits = super().read(self.static_ids)
-            if ids.is_cuda:  # that step was the warmup (memory, choice of kernels): record one
+            if ids.is_cuda:  # that step was the warmup (memory, choice of kernels): now record it
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.device(ids.device), torch.cuda.graph(graph):
                     self.graphs[self.window] = graph, super().read(self.static_ids)
@@ -548,7 +548,7 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
         done = (texts[:, T:] == eos_token).any(dim=1)
         if done.all():
             break
-        log_probs = F.log_softmax(cache.next_logits(texts).float(), dim=-1)  # (beams, vocab_size)
+        log_probs = F.log_softmax(cache.next_logits(texts).float(), dim=-1)  # (beams, n_ids)
         log_probs[done] = -math.inf  # a complete beam continues with eos_token, for free
         log_probs[done, eos_token] = 0.0
         totals = scores[:, None] + log_probs
@@ -659,7 +659,7 @@ def read_weights(folder, dropout):
     # One activation function has two names.
     about = json.loads(path.read_bytes().replace(b'"gelu_pytorch_tanh"', b'"gelu_new"'))
     n_embd = about.get("n_embd")
-    n_inner = 4 * n_embd if about.get("n_inner") else None
+    n_inner = (4 * n_embd) if about.get("n_inner") else None
     for key, expected in (GPT2 | {"n_inner": n_inner, "quantization_config": None}).items():
         if about.get(key, expected) != expected:
             raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {expected!r}")

@@ -243,7 +243,7 @@ def encode_in_threads(pieces, encoding):
             ids = np.append(ids, encoding.eot_token)
         return split, text.encode("utf-8"), ids.astype(encoding.dtype)
 
-    encoding.encode("\na")  # the first thread to encode slows others, unless idle, as this one is
+    encoding.encode("\na")  # the first thread to encode slows others; this one is idle from now on
     n_threads = workers or os.cpu_count()
     with ThreadPoolExecutor(n_threads) as threads:  # few pieces are read ahead, to save memory
         while ahead := list(itertools.islice(pieces, 64 * n_threads)):
@@ -403,7 +403,7 @@ def document_pieces(paths):
     is_last, where its file or line does or, with split_on_eot, at <|endoftext|>."""
     for path in paths:
         with open(path, "rb") as file, named_errors(path):
-            for text, is_last in read(path, file):  # (split leaves '' after a mark at the end)
+            for text, is_last in read(path, file):  # (a mark at either end leaves '')
                 *ended, rest = text.split(END_OF_TEXT) if split_on_eot else [text]
                 yield from ((part, True) for part in ended if part)
                 if rest:
@@ -457,7 +457,7 @@ def text_pieces(stream):
     """Yield (text, is_last) for the pieces of one document. A piece ends where no token crosses:
     before white space ("to be or not to be" may be cut after "to", but not inside " be"), or after
     the last letter or digit of a word, but neither inside <|endoftext|> nor just before it; with
-    split_on_eot, after the last mark, so that a document's first piece (it is hashed) is long."""
+    split_on_eot, after the last mark if any, so that a document's first piece (hashed) is long."""
     ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"
     rest = ""
     while len(block := stream.read(2**17)) == 2**17:
@@ -509,7 +509,7 @@ def publish(description, encoding, splits, digest):
     learned = [repr(encoding.decode([i])) for i in range(256, encoding.eot_token)]
     print("tokens learned:", *learned[:8], "...", *learned[8:][-8:])
     cache = os.getenv("TIKTOKEN_CACHE_DIR", os.getenv("TMPDIR", "/tmp") + "/data-gym-cache")
-    if splits["val"]["tokens"] and os.path.exists(f"{cache}/{GPT2_CACHE}"):  # downloads nothing
+    if splits["val"]["tokens"] and os.path.exists(f"{cache}/{GPT2_CACHE}"):  # (no download)
         text = encoding.decode(np.fromfile(f"{out_dir}/val.bin", encoding.dtype, 1 << 18).tolist())
         with suppress(OSError):  # a cached file that is damaged
             gpt2_ids = tiktoken.get_encoding("gpt2").encode(text, allowed_special="all")

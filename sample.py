@@ -43,7 +43,7 @@ compile = False  # on CUDA: replay a token's work as a CUDA graph (this is not t
 
 
 def draw(model, encoding, prompt, n_rows, generator):
-    """Return an iterator over (new ids (B, 1), logits (B, vocab_size)) until the text ends."""
+    """Return an iterator over (new ids (B, 1), logits (B, n_ids)) until the text ends."""
     idx = encode_prompt(model, encoding, prompt, n_rows)
     return model.stream(idx, max_new_tokens, temperature, top_k, top_p, generator=generator,
                         eos_token=encoding.eot_token, compile=compile)
@@ -186,10 +186,10 @@ def print_score(model, encoding, text):
     if len(tokens) < 2:
         raise ValueError(f"{score} is too short to be scored: it needs two tokens")
     block_size = model.config.block_size
-    place = model.transformer.wte.weight.device
+    torch_device = model.transformer.wte.weight.device
     ends = [*range(block_size + 1, len(tokens), min(stride, block_size)), len(tokens)]
     windows = [(max(0, end - block_size - 1), first, end) for first, end in zip([1, *ends], ends)]
-    nats = sum(measure(lambda inputs, targets: model(inputs.to(place), targets.to(place))[1],
+    nats = sum(measure(lambda x, y: model(x.to(torch_device), y.to(torch_device))[1],
                        tokens, windows, 1, block_size))
     targets = tokens[1:]  # the first token follows nothing
     loss = nats / len(targets)

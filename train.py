@@ -625,7 +625,7 @@ def is_due(run, *intervals):  # also after the last iteration
 
 
 def check_signals(run):
-    """Set run.stop if any process got a signal, return whether one did. All call this together."""
+    """Set run.stop if any process got a signal; return whether one did. All call this together."""
     if sum_over_processes(len(run.signals)) > 0:
         run.stop = max(run.signals, default=signal.SIGTERM)
     return run.stop > 0
@@ -689,10 +689,10 @@ def test(run):
     if check_signals(run):
         print("stopped before the end of the test: resume the run to repeat it")
         return 128 + run.stop
-    print(REPORT.format(f"test with {best}", **loss))
     if run.machine.rank == 0:
         with prepare.atomic_write(path, "w") as file:
             json.dump(dict(snapshot=best.name, **loss), file)
+    print(REPORT.format(f"test with {best}", **loss))
 
 
 def save_snapshot(run, name):
@@ -732,7 +732,7 @@ def show(line):
 def report(run, text):
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # Ctrl-C has ended what reads the output (| tee log) first
+    except BrokenPipeError:  # nobody reads it: Ctrl-C has ended | tee log first, or | head is done
         sys.stdout = None
         run.signals.append(signal.SIGINT)
 

@@ -75,7 +75,7 @@ def measure(row):
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     shape, batch, rounds = MODELS[row["model"]]
     ids = torch.randint(shape["vocab_size"], (batch, shape["block_size"] + 1), device=device)
-    if sys.platform == "linux":  # as train.py's main does
+    if sys.platform == "linux":  # as start_processes does
         ctypes.CDLL(None).mallopt(-1, 2 ** 31 - 1)
         ctypes.CDLL(None).mallopt(-4, 0)
     train.optimizer = row["optimizer"]

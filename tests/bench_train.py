@@ -164,7 +164,7 @@ def measure(row):
     """Measure one row in this process and print it as JSON."""
     device, dtype = get_device(row.get("device", "auto"), row.get("dtype", "auto"))
     compiled = row.get("compile", device.type == "cuda")
-    if sys.platform == "linux":  # as train.py's main does
+    if sys.platform == "linux":  # as start_processes does
         ctypes.CDLL(None).mallopt(-1, 2 ** 31 - 1)
         ctypes.CDLL(None).mallopt(-4, 0)
     config = GPTConfig(**row["shape"], dropout=row.get("dropout", 0.0))
@@ -226,7 +226,7 @@ def batches(iteration):
     with tempfile.TemporaryFile() as file:
         file.truncate(20_000_000_000)
         tokens = np.memmap(file, np.uint16, "r")
-        tokens._mmap.madvise(mmap.MADV_RANDOM)  # as load_data does
+        tokens._mmap.madvise(mmap.MADV_RANDOM)  # as Tokens does
         start = time.perf_counter()
         for step in range(200):
             train.get_batch(tokens, step * 32)

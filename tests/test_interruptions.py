@@ -336,6 +336,13 @@ def test_a_run_whose_samples_nobody_reads_any_more_writes_a_snapshot(data, unint
     assert results(tmp_path / "out") == results(uninterrupted(arguments))
 
 
+def test_test_json_is_written_though_nobody_reads_the_loss_any_more(data, uninterrupted, tmp_path):
+    strike = ("evaluated", 5, end_of_an_unbuffered_pipeline)  # after two evaluations of two batches
+    code, _ = run([*SHORT, data], tmp_path / "out", [strike])
+    assert code == 0
+    assert results(tmp_path / "out") == results(uninterrupted(SHORT))
+
+
 def test_a_stopped_run_from_scratch_says_how_to_resume_without_starting_over(data, tmp_path):
     out = tmp_path / "out"
     code, output = run([*SHORT, data, "--init_from=scratch"], out, [("batch", 9, SIGTERM)])
