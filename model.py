@@ -173,7 +173,7 @@ class GPT(nn.Module):
 
         Ends after max_new_tokens or once every row has produced eos_token. Each row has its own
         random numbers, so adding rows does not change its text. The text may outgrow block_size.
-        With compile, CUDA replays each step as a recorded graph.
+        With compile, CUDA replays each step as a recorded graph. (n_ids: the number of tokens.)
         """
         if temperature < 0 or (top_k or 0) < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_k=}, {top_p=}: expected >= 0, >= 0, in (0, 1]")

@@ -93,7 +93,7 @@ def train_bpe(word_counts, vocab_size):
 
 def load_tokenizer(description):
     """Return tiktoken's encoding for a dict of "name", "tokens" (None: unused), maybe "special" and
-    "eot_token". It joins, again and again, the neighbors whose token was learned first."""
+    "eot_token". Encoding joins, again and again, the neighbors whose token was learned first."""
     tokens = description["tokens"]
     ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
