@@ -180,6 +180,24 @@ def test_gpt2s_sizes_have_the_published_number_of_parameters(name, parameters):
         assert GPT(GPTConfig(**SIZES[name])).num_params() == parameters
 
 
+def test_each_size_has_the_published_width_of_a_head():  # (numbers of parameters don't tell it)
+    widths = {"gpt3-760m": 96, "gpt3-1.3b": 128, "gpt3-2.7b": 80, "gpt3-6.7b": 128,
+              "gpt3-13b": 128, "gpt3-175b": 128}
+    for name, shape in SIZES.items():
+        assert shape["n_embd"] == shape["n_head"] * widths.get(name, 64)
+
+
+def test_dropout_is_in_the_embeddings_and_both_parts_of_a_block_in_training_only():
+    model = tiny(dropout=0.5)
+    x, y = batch()
+    block = model.transformer.h[1]
+    for part in (None, model.transformer.drop, block.attn.dropout, block.mlp.dropout):
+        model.eval()
+        if part:
+            part.train()
+        assert torch.equal(model(x, y)[0], model(x, y)[0]) == (part is None)
+
+
 def test_flops_per_token_are_six_a_weight_and_attention():
     # counted by hand: a block has 12 * 32^2 weights, 9 * 32 biases, 4 * 32 in LayerNorms
     weights = 2 * (12 * 32 ** 2 + 13 * 32) + 61 * 32 + 2 * 32

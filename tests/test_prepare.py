@@ -1,6 +1,7 @@
 """prepare.py: the tokenizer, the splits, and the errors for text that is refused."""
 
 import collections
+import itertools
 import json
 import os
 
@@ -10,6 +11,7 @@ import regex
 from conftest import ROOT, call, succeed
 
 import prepare
+import train
 
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 EVERY_KIND = ("Plain text, it's 1984!\n\n\n  indented\ttabs \r\n windows\u00a0nbsp\u2003em "
@@ -136,20 +138,26 @@ def test_a_file_read_in_pieces_gives_the_tokens_of_the_whole(tmp_path):
     assert len(text) > 3 << 20 and ids["train"] == encoding.encode_ordinary(text)
 
 
-def test_a_large_vocabulary_is_written_in_32_bits(tmp_path, text, monkeypatch):
-    many = [chr(i) for i in range(256)] + [f"\x00\x01{i}" for i in range(70_000)]
+def test_a_large_vocabulary_is_written_and_read_in_32_bits(tmp_path, monkeypatch):
+    words = map("".join, itertools.product("abcdefghijklmnopq", repeat=4))
+    many = [*map(chr, range(256)), *itertools.islice(words, 70_000)]
     monkeypatch.setattr(prepare, "train_bpe", lambda counts, vocab_size: many)
-    _, meta, ids, encoding = prepared(tmp_path, text, "--vocab_size=70257")
-    assert meta["dtype"] == "uint32" and encoding.decode(ids["train"]) in text
+    text = "\n".join(many[65_000:66_500])
+    _, meta, _, encoding = prepared(tmp_path, text, "--vocab_size=70257")
+    data = train.load_data(tmp_path / "data")[1]
+    ids = np.concatenate([data[split][np.arange(len(data[split]))] for split in prepare.SPLITS])
+    assert meta["dtype"] == "uint32" and ids.max() > 65_536
+    assert encoding.decode(ids.tolist()) == text
 
 
 def test_it_prints_tokens_bytes_and_bytes_per_token_of_each_split(tmp_path, text):
-    out, meta, ids, _ = prepared(tmp_path, text, "--vocab_size=300")
+    out, meta, ids, encoding = prepared(tmp_path, text, "--vocab_size=300")
     for split in ("train", "val", "test"):
         tokens, size = len(ids[split]), meta["splits"][split]["bytes"]
         assert [split, f"{tokens:,}", f"{size:,}", f"{size / tokens:.2f}"] in [
             line.split() for line in out.splitlines()]
-    assert "' t'" in out or "'he'" in out
+    learned = [repr(encoding.decode([i])) for i in range(256, 299)]
+    assert f"tokens learned: {' '.join(learned[:8])} ... {' '.join(learned[-8:])}\n" in out
 
 
 def test_the_bin_files_are_raw_little_endian_ids_like_nanogpts(tmp_path, text):

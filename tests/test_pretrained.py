@@ -526,8 +526,9 @@ def test_the_cache_of_hugging_face_is_used(hub, exported, trained, tmp_path, mon
     assert same(trained, GPT.from_pretrained("some/one")) and hub.asked == []
 
 
-def test_offline_never_asks(hub, monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.mark.parametrize("value", ["1", "on", "YES", "True"])
+def test_offline_never_asks(value, hub, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE"):
         GPT.from_pretrained("owner/name")
     assert hub.asked == [] and cached(tmp_path) == []

@@ -485,6 +485,28 @@ def test_a_model_without_a_tokenizer_can_be_exported_but_not_write(pretrained, s
     assert sampled("--init_from=folder", "--export=other")[0] == 0 and len(saved) == 1
 
 
+def test_the_dtype_is_the_settings_or_float32_for_small_models_and_scores(sampled, monkeypatch,
+                                                                          tmp_path):
+    asked = []
+
+    def for_inference(model, device, dtype, original=sample.for_inference):
+        asked.append(dtype)
+        return original(model, device, dtype)
+
+    monkeypatch.setattr(sample, "for_inference", for_inference)
+    fast = {"avx512_bf16": True}  # a CPU for which 'auto' is bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: fast, raising=False)
+    (tmp_path / "x.txt").write_text("To be, or not to be")
+    score = f"--score={tmp_path / 'x.txt'}"
+    for parameters, arguments in ((1000, ["--dtype=int8"]), (1000, ["--dtype=bfloat16"]),
+                                  (1000, ["--dtype=auto"]), (20_000_000, ["--dtype=auto"]),
+                                  (20_000_000, ["--dtype=auto", score])):
+        monkeypatch.setattr(GPT, "num_params", lambda model, found=parameters: found)
+        assert sampled("--start=To be", "--max_new_tokens=3", *arguments)[0] == 0
+    assert asked == ["int8", torch.bfloat16, torch.float32, torch.bfloat16, torch.float32]
+    assert_refused(sampled("--dtype=int8", "--device=cuda"), 2, "int8", "cuda")
+
+
 # ---- invalid settings and files -----------------------------------------------------------------
 
 def assert_refused(result, code, *named):

@@ -1,14 +1,18 @@
 """Settings: config files from left to right, --key=value over them, and errors of one line."""
 
+import ast
+import io
 import re
 import subprocess
 import sys
 
 import numpy
 import pytest
+import torch
 from conftest import ROOT, call
 
 import config
+import prepare
 
 SCRIPT = '''"""A script."""
 import os
@@ -152,6 +156,22 @@ def test_gpt3s_batch_is_near_its_table_and_never_0(batch_size, passes):
     assert settings["gradient_accumulation_steps"] == passes
 
 
+# Learning rate and tokens in a batch, Table 2.1 of Brown et al. 2020:
+GPT3 = {"gpt3-125m": (6.0e-4, 0.5e6), "gpt3-350m": (3.0e-4, 0.5e6), "gpt3-760m": (2.5e-4, 0.5e6),
+        "gpt3-1.3b": (2.0e-4, 1e6), "gpt3-2.7b": (1.6e-4, 1e6), "gpt3-6.7b": (1.2e-4, 2e6),
+        "gpt3-13b": (1.0e-4, 2e6), "gpt3-175b": (0.6e-4, 3.2e6)}
+
+
+@pytest.mark.parametrize("size", GPT3)
+def test_gpt3s_learning_rates_and_batches_are_the_papers(size):
+    settings = override(ROOT / "train.py", ROOT / "config" / "gpt3.py", f"--size={size}")
+    learning_rate, batch = GPT3[size]
+    assert settings["learning_rate"] == learning_rate
+    assert settings["min_lr"] == pytest.approx(learning_rate / 10)
+    sequences = settings["batch_size"] * settings["gradient_accumulation_steps"]
+    assert sequences * settings["block_size"] == pytest.approx(batch, rel=0.06)
+
+
 def test_a_config_file_computes_with_the_settings_so_far(script, tmp_path):
     before, recipe = tmp_path / "before.py", tmp_path / "recipe.py"
     before.write_text("steps = 4\n")
@@ -197,14 +217,12 @@ def test_a_missing_config_file_is_named(script, capsys):
 @pytest.mark.parametrize("name", ["prepare", "train", "sample"])
 def test_help_prints_every_setting_of_the_source_with_default_and_comment(name):
     code, out, _ = call(name, "--help")
-    assert code == 0
     source = (ROOT / f"{name}.py").read_text().split("\ndef ")[0]
-    settings = [line for line in source.splitlines()
-                if " = " in line and "  # " in line and line[0].islower()]
-    assert len(settings) >= 6
-    for line in settings:
-        setting, rest = line.split(" = ", 1)
-        assert f"--{setting}=" in out and rest.rsplit("  # ", 1)[1] in out
+    settings = re.findall(r"^([a-z]\w*) = (.*)  # (.*)", source, re.MULTILINE)
+    assert code == 0 and len(settings) >= 6
+    for setting, default, comment in settings:
+        line = f"  --{setting}={ast.literal_eval(default)!r}"
+        assert f"\n{line.ljust(40)} {comment}\n" in out
 
 
 def test_an_error_of_a_script_is_one_line_and_an_exit_code():
@@ -215,9 +233,30 @@ def test_an_error_of_a_script_is_one_line_and_an_exit_code():
     assert done.stderr.count("\n") == 1
 
 
-def test_too_large_an_array_is_one_line_too(capsys):
-    assert config.run(lambda _: numpy.empty(1 << 60, numpy.uint8), []) == 1
+def test_with_traceback_in_the_environment_an_error_shows_where_it_comes_from(monkeypatch):
+    monkeypatch.setenv("TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        config.run(prepare.main, ["--input=nowhere.txt"])
+
+
+def on_a_gpu(_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("allocate", [on_a_gpu, lambda _: torch.empty(1 << 60, dtype=torch.uint8),
+                                      lambda _: numpy.empty(1 << 60, numpy.uint8),
+                                      lambda _: bytearray(1 << 60)],
+                         ids=["cuda", "torch", "numpy", "python"])
+def test_out_of_memory_is_one_line_too(capsys, allocate):
+    assert config.run(allocate, []) == 1
     assert capsys.readouterr().err.startswith("error: out of memory: lower batch_size")
+
+
+def test_a_character_that_standard_output_cannot_hold_is_escaped(monkeypatch):
+    file = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding="ascii"))
+    assert config.run(lambda _: print("n\u00e9", flush=True), []) == 0
+    assert file.getvalue() == b"n\\xe9\n"
 
 
 RECIPES = sorted({*(ROOT / "config").glob("[a-z]*.py")} - {ROOT / "config" / "sources.py"})

@@ -12,6 +12,7 @@ import json
 import lzma
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -739,6 +740,15 @@ def test_a_corpus_of_20_gb_is_opened_at_once_and_costs_the_pages_it_touches():
     print(f"{seconds:.3f} s, {opened - before:,} bytes, then {memory() - opened:,}")
     assert len(data["train"]) == 10**10 and len(batch) == train.batch_size and seconds < 2
     assert memory() - before < 30e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux says how a map is read")
+def test_token_files_are_mapped_without_read_ahead(tmp_path):
+    np.zeros(5000, np.uint16).tofile("train.bin")
+    tokens = train.Tokens([tmp_path / "train.bin"], "uint16")
+    maps = Path("/proc/self/smaps").read_text()
+    flags = re.findall(r"/train\.bin\n(?:\w+: .*\n)*?VmFlags: (.*)", maps)
+    assert len(tokens) == 5000 and flags and all(" rr " in f" {each} " for each in flags)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000, 4097, 65536])

@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+import prepare
 from model import GPT, GPTConfig
 
 SHAPE = dict(block_size=8, vocab_size=20, n_layer=2, n_head=2, n_embd=8)
@@ -328,6 +329,14 @@ def test_a_checkpoint_of_nanogpt_opens_with_a_note_of_what_differs(prefix, bias,
     assert same(model, found) and found.config == model.config and found.tokenizer is None
     note, = capsys.readouterr().err.splitlines()
     assert "nanoGPT" in note and "GELU" in note
+
+
+def test_a_checkpoint_of_nanogpt_with_gpt2s_vocabulary_has_gpt2s_tokenizer(tmp_path, monkeypatch):
+    tokens = {"name": "gpt2", "tokens": [chr(byte) for byte in range(256)]}  # in its place
+    monkeypatch.setattr(prepare, "find_tokenizer", {"gpt2": tokens}.get)
+    model = make_model(vocab_size=50304)
+    torch.save(nanogpt(model, "", vocab_size=50304), tmp_path / "ckpt.pt")
+    assert GPT.from_pretrained(tmp_path / "ckpt.pt").tokenizer == tokens
 
 
 def test_a_damaged_checkpoint_of_nanogpt_is_refused_by_name(tmp_path, capsys):
