@@ -722,17 +722,19 @@ def hub_folder(name):
         if (folder / name).exists():
             return
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise OSError(f"{folder / name} is missing, and HF_HUB_OFFLINE is set")
+            raise FileNotFoundError(f"{folder / name} is missing, and HF_HUB_OFFLINE is set")
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         token = os.environ.get("HF_TOKEN")
         prepare.download(f"{endpoint}/{model}/resolve/{revision}/{name}", folder / name,
                          {"Authorization": f"Bearer {token}"} if token else None)
 
     get("config.json")
-    for name in ("tokenizer.json", *WEIGHT_FILES[:3]):
-        if not any((folder / weights).exists() for weights in WEIGHT_FILES):
-            with suppress(FileNotFoundError):  # no model has all of these
-                get(name)
+    # The first file of each row that the model has is enough.
+    for row in (["tokenizer.json", "vocab.json"], ["tokenizer.json", "merges.txt"], WEIGHT_FILES):
+        for name in row[:3]:
+            if not any((folder / other).exists() for other in row):
+                with suppress(FileNotFoundError):
+                    get(name)
     for path in weight_files(folder):
         get(path.name)
     return folder

@@ -457,14 +457,14 @@ def text_pieces(stream):
     """Yield (text, is_last) for the pieces of one document. A piece ends where no token crosses:
     before white space ("to be or not to be" may be cut after "to", but not inside " be"), or after
     the last letter or digit of a word, but neither inside <|endoftext|> nor just before it; with
-    split_on_eot, after the last mark if any, so that a document's first piece (hashed) is long."""
+    split_on_eot, after the last mark if any. The first piece is as long as split_by_hash needs."""
     ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"
     rest = ""
     while len(block := stream.read(2**17)) == 2**17:
         rest += block
         new = max(0, len(rest) - len(block) - 1)
         mark = regex.search(r"(?r)<\|endoftext\|>", rest, pos=new) if split_on_eot else None
-        cut = mark or regex.search(f"(?r){ends}", rest, pos=new)  # (?r) searches backwards
+        cut = mark or regex.search(f"(?r){ends}", rest, pos=max(new, 2**16))  # (?r): from the end
         if cut:
             yield rest[:cut.end()], False
             rest = rest[cut.end():]

@@ -27,7 +27,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answer)
-        self.faults, self.ranges, self.tokens = [], [], []
+        self.faults, self.ranges, self.tokens, self.encodings = [], [], [], []
         self.digest = hashlib.sha256(DATA).hexdigest()
         self.url = f"http://127.0.0.1:{self.server_port}/file.bin"
 
@@ -45,6 +45,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         else:
             server.ranges.append(self.headers["Range"])
             server.tokens.append(self.headers["Authorization"])
+            server.encodings.append(self.headers["Accept-Encoding"])
             fault = server.faults.pop(0) if server.faults else None
         start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
         status = 206
@@ -107,6 +108,7 @@ def test_a_file_is_downloaded_completely_with_a_line_of_size_and_speed(server, t
     assert (tmp_path / "new" / "file.bin").read_bytes() == DATA
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.bin"]
     assert len(server.ranges) == 1 and server.tokens == ["Bearer secret"]
+    assert server.encodings == ["identity"]  # a compressed file has another length
     out, err = capsys.readouterr()
     assert out == "" and "file.bin: 3.0 of 3.0 MB, " in err
     assert err.endswith("MB/s\n")  # what is printed next, a text perhaps, has a line of its own

@@ -502,3 +502,64 @@ def test_eight_bits_change_the_loss_by_less_than_half_a_percent():
     assert found.item() == pytest.approx(expected.item(), rel=0.005)
     assert not found.equal(expected)
     assert model.generate(ids[:2, :4], 40, temperature=0).shape == (2, 44)
+
+
+def test_without_a_generator_the_seed_of_torch_decides_the_text():
+    model, prompt, texts = tiny_model(), random_ids(1, 3), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(model.generate(prompt, 20))
+    assert texts[0].equal(texts[1]) and not texts[0].equal(texts[2])
+
+
+@pytest.mark.parametrize("tokenizer, n_ids", [
+    (None, 60), ({"tokens": 50 * ["x"]}, 51),
+    ({"tokens": 50 * ["x"], "special": {"<a>": 50, "<b>": 51}}, 52),
+    ({"tokens": [None, *50 * ["x"]], "special": {"<a>": 0}}, 51)])
+def test_every_token_of_the_tokenizer_may_be_drawn_and_no_other_row_of_wte(tokenizer, n_ids):
+    model = tiny_model()
+    model.tokenizer = tokenizer
+    new = model.generate(random_ids(1, 3).expand(2000, -1), 1, temperature=1e6,
+                         generator=seeded(1))[:, -1]
+    assert new.unique().tolist() == list(range(n_ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "int8"], ids=str)
+def test_a_model_for_inference_is_precise_where_all_logits_are_near_minus_100(dtype):
+    model, ids = tiny_model(n_embd=384), random_ids(4, 16)
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0], model.transformer.ln_f.bias[0] = 0, -10
+        model.transformer.wte.weight[:, 0], model.transformer.wpe.weight[:, 0] = 10, -10
+        expected = model(ids, ids)[0]
+        found = for_inference(model, torch.device("cpu"), dtype)(ids, ids)[0].float()
+        assert expected.mean() < -90
+        difference = found.log_softmax(-1) - expected.log_softmax(-1)
+    assert difference.square().mean().sqrt() < 0.1
+
+
+def test_a_step_of_fixed_shape_does_not_depend_on_what_was_in_the_memory_of_its_cache(monkeypatch):
+    model, ids = tiny_model(), random_ids(1, 16)
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(torch, "empty", lambda shape, **options: torch.full(shape, math.nan,
+                                                                          **options))
+        cache = CUDAGraphCache(model, 1)
+    with torch.no_grad():
+        cache.read(ids[:, :5])
+        torch.testing.assert_close(cache.read(ids[:, 5:6]), model(ids[:, :6])[0][:, -1],
+                                   rtol=1e-4, atol=1e-4)
+
+
+def test_more_tokens_than_the_block_has_room_for_behind_a_cache_are_refused():
+    model, ids = tiny_model(), random_ids(1, 17)
+    cache = Cache(model, 1)
+    with torch.no_grad():
+        model(ids[:, :10], cache=cache)
+        with pytest.raises(ValueError, match="17 tokens: expected from 1 to block_size=16"):
+            model(ids[:, 10:], cache=cache)
+
+
+def test_the_random_numbers_of_a_row_do_not_repeat():
+    steps = model_module.uniform_rows(2, seeded(1), "cpu")
+    numbers = torch.cat([next(steps) for _ in range(1024)], dim=1)  # made 256 at a time
+    parts = numbers.view(2 * 4, 256)
+    assert len(parts.unique(dim=0)) == 8 and abs(numbers.mean() - 0.5) < 0.03

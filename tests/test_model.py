@@ -278,3 +278,42 @@ def test_gradients_in_bfloat16_stay_close_to_those_in_float32():
     assert F.cosine_similarity(*gradients, dim=0) > 0.999
     assert gradients[1].norm().item() == pytest.approx(gradients[0].norm().item(), rel=0.01)
     assert not gradients[0].equal(gradients[1])
+
+
+def test_the_loss_of_a_model_in_bfloat16_is_computed_in_float32():
+    model = tiny().bfloat16()
+    x, y = batch()
+    logits, loss = model(x, y)
+    expected = F.cross_entropy(logits.double().flatten(0, 1), y.flatten())
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="needs PyTorch 2.13")
+def test_only_many_logits_are_computed_in_parts(monkeypatch):
+    calls, original = [], F.linear_cross_entropy
+    monkeypatch.setattr(F, "linear_cross_entropy", lambda *arguments, **options: (
+        calls.append(options["options"].batch_chunk_size) or original(*arguments, **options)))
+    for n_rows, in_parts in ((600, False), (2100, True)):  # of 48,000 logits
+        linear_cross_entropy(torch.randn(1, n_rows, 2), torch.randn(48_000, 2),
+                             torch.zeros(1, n_rows, dtype=torch.int64))
+        assert len(calls) == in_parts
+    assert calls == [512]
+
+
+@pytest.mark.parametrize("T, training, dtype", [
+    (255, True, torch.float32), (256, True, torch.bfloat16), (255, False, torch.bfloat16)])
+def test_attention_over_short_contexts_is_trained_in_float32(T, training, dtype, monkeypatch):
+    found, original = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *rest, **options: (
+        found.append(q.dtype) or original(q, *rest, **options)))
+    model = tiny(block_size=256)
+    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
+        model(*batch(1, T))
+    assert found == [dtype] * 2
+
+
+def test_the_embeddings_begin_with_a_standard_deviation_of_0_02():
+    model = tiny(vocab_size=1000, block_size=1000)
+    for part in (model.transformer.wte, model.transformer.wpe):
+        assert abs(part.weight.std().item() / 0.02 - 1) < 0.05

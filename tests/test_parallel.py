@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import bench_scale
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT, call, succeed
 
 import train
@@ -598,3 +599,35 @@ def test_the_table_on_paper_has_the_parameters_of_each_size_and_gpt2s_to_the_uni
     assert [int(written[name].replace(",", "")) for name in (
         "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")] == [
             124_439_808, 354_823_168, 774_030_080, 1_557_611_200]
+
+
+def test_fsdp_gathers_the_weights_of_one_block_at_a_time(monkeypatch):
+    monkeypatch.setattr(train, "parallel", "fsdp")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(16, 61, 3, 2, 32))
+        forward = train.distributed(model, torch.device("cpu"))
+        whole = []  # at each block: which blocks are not sharded
+
+        def note(block, *rest):
+            whole.append([i for i, each in enumerate(model.transformer.h)
+                          if not hasattr(each.mlp.c_fc.weight, "full_tensor")])
+
+        for block in model.transformer.h:
+            block.mlp.register_forward_pre_hook(note)
+        forward(*torch.randint(61, (2, 2, 16)), return_logits=False)
+        assert whole == [[0], [1], [2]]
+    finally:
+        dist.destroy_process_group()
+
+
+def test_float32_on_a_gpu_is_tf32(monkeypatch):
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        monkeypatch.setattr(train, "device", "cpu")
+        train.start_processes()
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -607,3 +607,74 @@ def test_the_weights_are_read_without_gpt2s_vocabulary_and_the_reason_is_given(
     assert "no network" in capsys.readouterr().err
     code, out, err = call("sample", f"--init_from={tmp_path / 'plain'}", "--device=cpu")
     assert code == 1 and out == "" and "tokenizer" in err and "no network" in err
+
+
+def test_the_export_says_which_token_ends_a_text_and_how_long_one_may_be(exported, trained):
+    def read(name):
+        return json.loads((exported / name).read_text(encoding="utf-8"))
+    end = prepare.load_tokenizer(trained.tokenizer).eot_token
+    for name in ("config.json", "generation_config.json"):
+        assert read(name)["eos_token_id"] == read(name)["bos_token_id"] == end
+    assert read("tokenizer_config.json")["model_max_length"] == trained.config.block_size
+
+
+def test_transformers_ends_a_text_of_an_exported_model_where_we_do(tmp_path, transformers):
+    torch.manual_seed(3)
+    model = GPT(GPTConfig(block_size=128, vocab_size=300, n_layer=2, n_head=2, n_embd=32)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+        idx = torch.randint(299, (1, 8))
+        text = model.generate(idx, 20, temperature=0)[0].tolist()
+        end = next(token for token in text[12:] if token not in text[:12] and token != 299)
+        weight = model.transformer.wte.weight
+        weight[[end, 299]] = weight[[299, end]]  # now the token 299 stands where end stood
+    model.save_pretrained(tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    found = theirs.generate(idx, attention_mask=torch.ones_like(idx), do_sample=False)
+    assert found[0].tolist() == text[:text.index(end)] + [299]
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="without oneDNN")
+@pytest.mark.parametrize("new, dtype, is_packed", [
+    (7, torch.float32, False), (8, torch.float32, True), (8, torch.bfloat16, True)])
+def test_layers_are_packed_only_for_texts_long_enough_to_pay(new, dtype, is_packed, monkeypatch):
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU does not pack bfloat16")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=64, vocab_size=2048, n_layer=1, n_head=4, n_embd=384))
+    model = for_inference(model, torch.device("cpu"), dtype)
+    with OperatorCounter() as operators:
+        model.generate(torch.randint(2048, (4, 8)), new, temperature=0)
+    assert operators.counts["mkldnn::_linear_pointwise"] == new * 3 * is_packed
+
+
+@needs_vocabulary
+def test_a_model_of_the_hub_with_vocab_json_and_merges_txt_gets_its_own_tokenizer(
+        hub, exported, trained, tmp_path):
+    """Models of 2019 and 2020 often have no tokenizer.json; GPT-2's tokenizer is not theirs."""
+    source = tmp_path / "source"
+    GPT(GPTConfig(8, 50257, 1, 2, 4)).save_pretrained(source, trained.tokenizer)
+    (source / "tokenizer.json").unlink()
+    hub.put("some/one", source)
+    assert GPT.from_pretrained(source).tokenizer == trained.tokenizer  # as a folder
+    found = GPT.from_pretrained("some/one").tokenizer
+    assert found is None or found["tokens"] == trained.tokenizer["tokens"]
+
+
+@needs_vocabulary
+def test_a_model_whose_weights_alone_are_in_the_cache_gets_its_own_tokenizer(
+        hub, exported, trained, tmp_path):
+    source = tmp_path / "source"
+    GPT(GPTConfig(8, 50257, 1, 2, 4)).save_pretrained(source, trained.tokenizer)
+    hub.put("some/one", source)
+    cache = tmp_path / "hub" / "models--some--one"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0123abcd")
+    (cache / "snapshots" / "0123abcd").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):  # as AutoModel.from_pretrained leaves it
+        (cache / "snapshots" / "0123abcd" / name).write_bytes((source / name).read_bytes())
+    hub.put("some/one", source, "0123abcd")
+    found = GPT.from_pretrained("some/one").tokenizer
+    assert found is None or found["tokens"] == trained.tokenizer["tokens"]

@@ -5,6 +5,7 @@ import codecs
 import contextlib
 import copy
 import io
+import json
 import math
 import re
 import shutil
@@ -598,3 +599,46 @@ def test_a_file_that_is_no_snapshot_is_named(sampled, run_dir, tmp_path):
 
 def test_an_out_dir_without_a_snapshot_says_how_to_make_one(sampled, tmp_path):
     assert_refused(sampled(f"--out_dir={tmp_path}"), 1, str(tmp_path), "train.py")
+
+
+def test_the_documents_of_a_prompt_file_are_lines(text_of, tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "To be"}\n{"text": "or not"}\n')
+    out = text_of("--start=To be\nor not")
+    assert out.startswith("To be\nor not")
+    assert text_of(f"--start=FILE:{tmp_path / 'x.jsonl'}") == out
+
+
+def test_a_long_file_is_scored_as_the_text_it_is(text_of, tmp_path):
+    text = "To be, or not to be\n" * 7000  # 140,000 characters: prepare.py reads two pieces
+    (tmp_path / "x.txt").write_text(text)
+    (tmp_path / "x.jsonl").write_text(json.dumps({"text": text}))
+    whole = text_of(f"--score={tmp_path / 'x.jsonl'}")
+    assert text_of(f"--score={tmp_path / 'x.txt'}") == whole
+
+
+def test_interactive_keeps_the_blanks_around_a_prompt(sampled, model, encoding):
+    code, out, _ = sampled("--interactive", stdin=b"  To be \n")
+    assert code == 0 and out == continuations(model, encoding, "  To be ")[0] + "\n"
+
+
+def test_probs_above_the_number_of_tokens_shows_all(sampled, model):
+    code, _, err = sampled("--start=To be", "--max_new_tokens=2", "--probs=100000")
+    shares = [re.findall(r"(\d+\.\d)%", line) for line in err.splitlines()]
+    assert code == 0 and [len(line) for line in shares] == [model.config.vocab_size] * 2
+    assert all(sum(map(float, line)) == pytest.approx(100, abs=15) for line in shares)
+
+
+@pytest.mark.parametrize("name", ["snapshot", "init_from", "export", "score", "stride",
+                                  "interactive", "device"])
+def test_a_setting_that_is_used_before_the_first_prompt_cannot_be_changed(name, sampled):
+    code, out, err = sampled("--interactive", stdin=f"/{name} 1\n".encode())
+    assert code == 0 and out == "" and f"{name} can't be changed now" in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--compile"]], ids=str)
+def test_compile_is_handed_to_the_model(arguments, sampled, monkeypatch):
+    asked, stream = [], GPT.stream
+    monkeypatch.setattr(GPT, "stream", lambda *rest, **options: (
+        asked.append(options.get("compile")) or stream(*rest, **options)))
+    assert sampled("--start=To be", *arguments)[0] == 0
+    assert asked == [bool(arguments)]

@@ -772,3 +772,77 @@ def test_a_folder_on_a_file_system_without_locks_can_be_used(tmp_path, monkeypat
 
     monkeypatch.setattr("fcntl.flock", flock)
     assert prepare.lock_folder(tmp_path / "new") is None
+
+
+@pytest.mark.parametrize("k", range(14))
+def test_a_mark_that_the_end_of_a_block_cuts_ends_its_document_all_the_same(k, monkeypatch):
+    first = "x" * (2**17 - k)  # prepare.py reads 2**17 characters at a time
+    Path("x.txt").write_text(f"{first}<|endoftext|>second")
+    monkeypatch.setattr(prepare, "split_on_eot", True)
+    documents, rest = [], ""
+    for text, is_last in prepare.document_pieces(["x.txt"]):
+        rest += text
+        if is_last:
+            documents.append(rest)
+            rest = ""
+    assert documents == [first, "second"] and rest == ""
+
+
+def test_a_file_of_8_mb_changed_at_any_of_64_places_has_another_fingerprint():
+    content = np.random.default_rng(0).bytes(8 << 20)
+    Path("x").write_bytes(content)
+    before = prepare.fingerprint("x")
+    for place in (0, 5 << 20, (63 * 8 << 20) // 64):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        Path("x").write_bytes(changed)
+        assert prepare.fingerprint("x") != before, place
+    Path("x").write_bytes(content + b"\0")
+    assert prepare.fingerprint("x") != before
+
+
+def test_memory_does_not_grow_with_the_members_of_an_archive():
+    peaks = []
+    for n in (500, 5000):
+        with tarfile.open("x.tar", "w") as archive:
+            for i in range(n):
+                info = tarfile.TarInfo(f"{i}.txt")
+                info.size = 1
+                archive.addfile(info, io.BytesIO(b"x"))
+        tracemalloc.start()
+        assert sum(is_last for _, is_last in prepare.document_pieces(["x.tar"])) == n
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_the_lock_of_a_folder_that_was_used_before_names_the_process_that_has_it_now():
+    Path("out").mkdir()
+    Path("out/.lock").write_text("123456")
+    lock = prepare.lock_folder("out")
+    with pytest.raises(ValueError, match=f"out is in use by process {os.getpid()}: "):
+        prepare.lock_folder("out")
+    lock.close()
+
+
+@pytest.mark.parametrize("arguments, n_threads", [(["--workers=3"], 3), ([], os.cpu_count())])
+def test_as_many_threads_encode_as_workers_says_or_as_there_are_cores(arguments, n_threads,
+                                                                      monkeypatch):
+    asked, threads = [], prepare.ThreadPoolExecutor
+    monkeypatch.setattr(prepare, "ThreadPoolExecutor", lambda n: asked.append(n) or threads(n))
+    Path("x.txt").write_text("some words " * 100)
+    succeed("prepare", "--input=x.txt", "--vocab_size=257", "--out_dir=out", *arguments)
+    assert asked == [n_threads]
+
+
+def test_a_document_of_one_long_word_has_the_same_split_in_whatever_file_it_comes():
+    import random
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "val_fraction", 0.5)
+        for i in range(12):
+            text = f">chr{i}\n" + "".join(random.Random(i).choices("ACGT", k=200_000))
+            Path("x.txt").write_text(text)
+            Path("x.jsonl").write_text(json.dumps({"text": text}))
+            as_text, as_json = ([split for split, *_ in prepare.split_by_hash(
+                prepare.document_pieces([name]))] for name in ("x.txt", "x.jsonl"))
+            assert {*as_text} == {*as_json}, i

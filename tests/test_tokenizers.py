@@ -372,3 +372,26 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
                           f"--out_dir={tmp_path / 'out'}")
     assert code == 1 and out == "" and err.count("\n") == 1
     assert str(tmp_path) in err and "tokenizer" in err
+
+
+def test_a_merge_that_begins_with_a_number_sign_is_no_comment(tmp_path):
+    found = with_merge(train((), vocab_size=300), ("#", "#"), ("##", "#"))
+    found["model"]["vocab"][END_OF_TEXT] = len(found["model"]["vocab"])
+    write_safetensors(tmp_path, gpt2_tensors(make_model(vocab_size=VOCAB_SIZE)))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | dict(vocab_size=VOCAB_SIZE)))
+    vocab, merges = tmp_path / "vocab.json", tmp_path / "merges.txt"
+    vocab.write_text(json.dumps(found["model"]["vocab"]), encoding="utf-8")
+    lines = ["#version: 0.2", *map(" ".join, found["model"]["merges"]), ""]
+    merges.write_text("\n".join(lines), encoding="utf-8")
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoding = load_tokenizer(GPT.from_pretrained(tmp_path).tokenizer)
+    text = "## A title\n### Another #### one"
+    assert len(theirs.encode("###").ids) == 1
+    assert encoding.encode_ordinary(text) == theirs.encode(text).ids
+
+
+@pytest.mark.parametrize("option", ["lstrip", "rstrip", "single_word"])
+def test_an_added_token_that_takes_spaces_or_needs_them_is_refused(option, folder):
+    with pytest.raises(ValueError, match="'<mask>'"):
+        opened(folder, add(train(), "<mask>", **{option: True}))

@@ -1074,3 +1074,27 @@ def test_an_evaluation_that_a_signal_interrupts_twice_is_in_the_log_in_the_end(
         signal.signal(signal.SIGTERM, before[1])
     assert [row["step"] for row in rows(tmp_path) if row["val_loss"]] == ["4", "8", "12"]
     assert read_snapshot(tmp_path / "final_model.pt")["step"] == 12
+
+
+def test_a_meta_json_that_was_changed_is_refused_as_damaged(data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    path = tmp_path / "data" / "meta.json"
+    meta = json.loads(path.read_text())
+    tokens = meta["tokenizer"]["tokens"]
+    tokens[260], tokens[261] = tokens[261], tokens[260]
+    path.write_text(json.dumps(meta))
+    for command in (["train", *TINY, f"--data_dir={tmp_path / 'data'}"],
+                    ["prepare", f"--input={data_dir / 'text.txt'}",
+                     f"--tokenizer={tmp_path / 'data'}"]):
+        code, out, err = call(*command, f"--out_dir={tmp_path / 'out'}")
+        assert code == 1 and f"{path} is damaged: prepare it again" in err
+
+
+def test_processes_that_see_different_folders_are_refused(data_dir, finished_run, monkeypatch):
+    """One that finds a snapshot and one that finds none must not average their gradients."""
+    settings = train.configure([*TINY, f"--out_dir={finished_run}", "--max_iters=20",
+                                "--gradient_accumulation_steps=2"])
+    meta, data = train.load_data(data_dir)
+    machine = train.Machine(torch.device("cpu"), torch.float32, None, 0, 2)
+    with pytest.raises(ValueError, match="share"):  # the sum of the steps, 12, is not 2 * 12
+        train.start_run(settings, meta, data, machine)

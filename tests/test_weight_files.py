@@ -657,3 +657,41 @@ def test_tensors_are_aligned_in_the_file(tmp_path):  # since they are memory-map
     assert "lm_head.weight" not in header and len(header) == 1 + 28
     place = np.frombuffer(data, np.float32, offset=8 + size)
     assert place.size == make_model().num_params()
+
+
+def test_a_model_that_is_opened_has_its_dropout_off(folder):
+    model = make_model(dropout=0.5)
+    write_safetensors(folder, gpt2_tensors(model))
+    torch.save(dict(format_version=2, model_config=vars(model.config), tokenizer=None,
+                    model_state_dict=model.state_dict()), folder / "snapshot.pt")
+    idx = torch.randint(20, (2, 8))
+    for found in (GPT.from_pretrained(folder, dropout=0.5), GPT.from_snapshot(
+            folder / "snapshot.pt"), GPT.from_pretrained(folder / "snapshot.pt", dropout=0.5)):
+        assert found.config.dropout == 0.5
+        assert torch.equal(found(idx)[0], model.eval()(idx)[0])
+
+
+def test_where_there_are_several_files_of_weights_safetensors_counts(folder):
+    model, other = make_model(), make_model()
+    with torch.no_grad():
+        other.transformer.wte.weight.add_(1)
+    write_bin(folder, gpt2_tensors(other))
+    assert same(other, GPT.from_pretrained(folder))
+    write_safetensors(folder, gpt2_tensors(model))
+    assert same(model, GPT.from_pretrained(folder))
+
+
+def test_the_reason_of_a_refusal_is_at_most_250_characters(folder):
+    whole = gpt2_tensors(make_model())
+    write_safetensors(folder, {name: whole[name] for name in whole if "wte" in name})  # 27 missing
+    assert len(refusal(folder)) <= len(f"{folder}: ") + 250
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_model_keeps_its_weights_when_the_file_changes(dtype, folder):
+    model = make_model().to(dtype).float()
+    write_safetensors(folder, {name: p.to(dtype) for name, p in gpt2_tensors(model).items()})
+    found = GPT.from_pretrained(folder)
+    with open(folder / "model.safetensors", "r+b") as file:  # in place, as no tool should
+        file.write(b"\1" * (folder / "model.safetensors").stat().st_size)
+    assert same(model, found)
