@@ -246,3 +246,11 @@ def test_a_part_longer_than_the_file_is_cut_if_the_server_ignores_ranges(server,
 def test_the_constants_of_a_download_are_not_settings():
     assert not {"RETRY_DELAYS", "TIMEOUT"} & config.read_settings(prepare.__file__).keys()
     assert len(prepare.RETRY_DELAYS) == 4
+
+
+def test_a_retry_is_announced_with_the_reason(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "RETRY_DELAYS", (0,))
+    with pytest.raises(OSError):
+        prepare.download("http://127.0.0.1:1/x", tmp_path / "x")
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("http://127.0.0.1:1/x: no connection, ") and "retrying in 0 s" in line

@@ -563,3 +563,10 @@ def test_the_random_numbers_of_a_row_do_not_repeat():
     numbers = torch.cat([next(steps) for _ in range(1024)], dim=1)  # made 256 at a time
     parts = numbers.view(2 * 4, 256)
     assert len(parts.unique(dim=0)) == 8 and abs(numbers.mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 1e-40, 1e-320])
+def test_a_temperature_near_0_takes_the_likeliest_token(temperature):
+    model, prompt = tiny_model(), random_ids(2, 3)
+    found = model.generate(prompt, 10, temperature=temperature)
+    assert found.equal(plain_greedy(model, prompt, 10))

@@ -659,8 +659,7 @@ def test_a_model_of_the_hub_with_vocab_json_and_merges_txt_gets_its_own_tokenize
     (source / "tokenizer.json").unlink()
     hub.put("some/one", source)
     assert GPT.from_pretrained(source).tokenizer == trained.tokenizer  # as a folder
-    found = GPT.from_pretrained("some/one").tokenizer
-    assert found is None or found["tokens"] == trained.tokenizer["tokens"]
+    assert GPT.from_pretrained("some/one").tokenizer == trained.tokenizer
 
 
 @needs_vocabulary
@@ -676,5 +675,13 @@ def test_a_model_whose_weights_alone_are_in_the_cache_gets_its_own_tokenizer(
     for name in ("config.json", "model.safetensors"):  # as AutoModel.from_pretrained leaves it
         (cache / "snapshots" / "0123abcd" / name).write_bytes((source / name).read_bytes())
     hub.put("some/one", source, "0123abcd")
-    found = GPT.from_pretrained("some/one").tokenizer
-    assert found is None or found["tokens"] == trained.tokenizer["tokens"]
+    assert GPT.from_pretrained("some/one").tokenizer == trained.tokenizer
+
+
+def test_the_export_names_its_architecture_its_special_tokens_and_its_dropout(tmp_path, trained):
+    make_model(vocab_size=300, dropout=0.25).save_pretrained(tmp_path / "m", trained.tokenizer)
+    about, tokens = (json.loads((tmp_path / "m" / name).read_text(encoding="utf-8"))
+                     for name in ("config.json", "tokenizer_config.json"))
+    assert about["architectures"] == ["GPT2LMHeadModel"]
+    assert (about["resid_pdrop"], about["embd_pdrop"], about["attn_pdrop"]) == (0.25, 0.25, 0)
+    assert tokens["bos_token"] == tokens["eos_token"] == tokens["unk_token"] == "<|endoftext|>"
