@@ -729,7 +729,7 @@ def hub_folder(name):
                          {"Authorization": f"Bearer {token}"} if token else None)
 
     get("config.json")
-    # The first file of each row that the model has is enough.
+    # Of each row, the first file that the model has is enough (vocab.json needs merges.txt, too).
     for row in (["tokenizer.json", "vocab.json"], ["tokenizer.json", "merges.txt"], WEIGHT_FILES):
         for name in row[:3]:
             if not any((folder / other).exists() for other in row):

@@ -751,13 +751,6 @@ def test_token_files_are_mapped_without_read_ahead(tmp_path):
     assert len(tokens) == 5000 and flags and all(" rr " in f" {each} " for each in flags)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000, 4097, 65536])
-def test_the_order_of_the_blocks_is_a_permutation_that_is_computed(n):
-    orders = [[train.shuffled(k, n, 1337, epoch) for k in range(n)] for epoch in range(2)]
-    assert all(sorted(order) == list(range(n)) for order in orders)
-    assert n < 64 or orders[0] != orders[1]
-
-
 def test_the_order_of_ten_billion_tokens_has_no_block_twice():
     n = 10**10 // 1024
     dice = random.Random(1)

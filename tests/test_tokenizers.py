@@ -289,6 +289,8 @@ REFUSED = {
     "two tokens of one id": (lambda: same_id(train()), "same id"),
     "an added word": (lambda: add(train(), "King", special=False), "'King'"),
     "a token that strips": (lambda: add(train(), "<mask>", lstrip=True), "'<mask>'"),
+    "a token that strips behind": (lambda: add(train(), "<mask>", rstrip=True), "'<mask>'"),
+    "a token that is a word": (lambda: add(train(), "<mask>", single_word=True), "'<mask>'"),
     "a word as a special token": (lambda: add(train(), "er"), "'er'"),
     "dropout": (lambda: changed(train(), dropout=0.5), "dropout"),
     "a prefix inside of words": (lambda: changed(train(vocab_size=257),
@@ -389,9 +391,3 @@ def test_a_merge_that_begins_with_a_number_sign_is_no_comment(tmp_path):
     text = "## A title\n### Another #### one"
     assert len(theirs.encode("###").ids) == 1
     assert encoding.encode_ordinary(text) == theirs.encode(text).ids
-
-
-@pytest.mark.parametrize("option", ["lstrip", "rstrip", "single_word"])
-def test_an_added_token_that_takes_spaces_or_needs_them_is_refused(option, folder):
-    with pytest.raises(ValueError, match="'<mask>'"):
-        opened(folder, add(train(), "<mask>", **{option: True}))

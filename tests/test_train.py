@@ -63,7 +63,7 @@ def without_times(out_dir):
 
 # ---- the order of the data ----------------------------------------------------------------------
 
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000, 4097])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000, 4097, 65536])
 def test_shuffled_is_a_permutation(n):
     for key in ((1, 0), (1, 1), (2, 0)):
         assert sorted(train.shuffled(k, n, *key) for k in range(n)) == list(range(n))
@@ -986,15 +986,6 @@ def test_shards_of_llmc_are_a_data_folder_with_the_losses_of_nanogpts_files(tmp_
     path = tmp_path / "nano" / "val.bin"
     path.write_bytes(path.read_bytes()[:-1])  # a copy that stopped in the middle of a number
     assert str(path) in fails(tmp_path / "nano", tmp_path / "out")
-
-
-def test_character_tokens_of_nanogpt_are_refused_with_the_way_out(data_dir, tmp_path):
-    (tmp_path / "data").mkdir()
-    for name in ("train.bin", "val.bin"):
-        (tmp_path / "data" / name).write_bytes((data_dir / name).read_bytes())
-    (tmp_path / "data" / "meta.pkl").write_bytes(b"never opened")
-    code, _, err = call("train", *TINY, f"--data_dir={tmp_path}/data", f"--out_dir={tmp_path}/out")
-    assert code == 1 and "meta.pkl" in err and "prepare.py" in err and err.count("\n") == 1
 
 
 # ---- a run that is extended, or stopped at its end ----------------------------------------------
