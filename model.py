@@ -1,6 +1,6 @@
 """GPT-2: the network, its loss, text generation with a key/value cache, and files of weights.
 
-This is GPT-2 (Radford et al. 2019) without dropout on the attention weights. What defines it:
+This is GPT-2 (Radford et al. 2019) without attention dropout, which fast CPU kernels lack:
 - learned positions, added to the token embeddings
 - LayerNorm before attention and before the MLP, and one at the end
 - tanh GELU; biases in all linear layers except the output matrix
@@ -37,7 +37,7 @@ class GPTConfig:
     vocab_size: int = 50257
     n_layer: int = 12
     n_head: int = 12
-    n_embd: int = 768  # numbers that represent one position, C below
+    n_embd: int = 768  # width: numbers for each position; C below
     dropout: float = 0.0
     bias: bool = True  # biases in the linear layers and LayerNorms, as GPT-2 has them
 
@@ -68,8 +68,7 @@ class CausalSelfAttention(nn.Module):
         head_dim = C // self.n_head
         # Each position has a query (what it looks for), a key (what it contains) and a value (what
         # it passes on), in every head.
-        qkv = self.c_attn(x)  # (B, T, 3C)
-        qkv = qkv.view(B, T, 3, self.n_head, head_dim)
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, head_dim)  # from (B, T, 3C)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, n_head, T, head_dim) each
         is_causal, mask = True, None
         if cache is not None:  # generating (class Cache, below): also attend to earlier tokens
@@ -143,7 +142,7 @@ class GPT(nn.Module):
         targets   return_logits   returns
         None                      (logits (B, 1, vocab_size) of the last position, None)
         (B, T)    True            (logits (B, T, vocab_size), mean loss)
-        (B, T)    False           (None, mean loss), the same one computed faster
+        (B, T)    False           (None, mean loss), the same loss computed faster
 
         Targets of -1 are ignored. T plus the cache's length is at most block_size.
         """
@@ -160,10 +159,11 @@ class GPT(nn.Module):
         x = self.transformer.ln_f(x)
         if targets is None:  # generating: only the last position matters
             return self.lm_head(x[:, -1:]), None
+        targets = targets.flatten()
         if not return_logits:
-            return None, linear_cross_entropy(x, self.lm_head.weight, targets)  # as below
+            return None, linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets)
         logits = self.lm_head(x)  # (B, T, C) -> (B, T, vocab_size)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=-1)
         return logits, loss
 
     @torch.inference_mode()
@@ -173,7 +173,7 @@ class GPT(nn.Module):
 
         Ends after max_new_tokens or once every row has produced eos_token. Each row has its own
         random numbers, so adding rows does not change its text. The text may outgrow block_size.
-        With compile, CUDA replays each step as a recorded graph. (n_ids: the number of tokens.)
+        With compile, CUDA replays each step as a recorded graph. (n_ids: the tokenizer's size.)
         """
         if temperature < 0 or (top_k or 0) < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_k=}, {top_p=}: expected >= 0, >= 0, in (0, 1]")
@@ -191,7 +191,6 @@ class GPT(nn.Module):
             yield new, logits
             if eos_token is not None and done.all():
                 return
-            # The new token is part of the text now.
             idx = torch.cat((idx, new), dim=1)
 
     def generate(self, idx, max_new_tokens, **options):
@@ -203,7 +202,7 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self):
-        """Operations to train on one token: 6 per weight (2 forward, 4 backward) and attention's
+        """FLOPs to train on one token: 6 per weight (2 forward, 4 backward), and attention's matrix
         products (Chowdhery et al. 2022, app. B). wpe is only looked up; wte counts as lm_head."""
         n_weights = self.num_params() - self.transformer.wpe.weight.numel()
         attention_flops = 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
@@ -217,7 +216,7 @@ class GPT(nn.Module):
         return matrices, embeddings, vectors
 
     def crop_block_size(self, block_size):
-        """Forget the positions beyond block_size."""
+        """Drop the positions beyond block_size."""
         if not 0 < block_size <= self.config.block_size:
             raise ValueError(f"{block_size=}: lower it to the model's {self.config.block_size}")
         self.transformer.wpe.weight.data = self.transformer.wpe.weight.data[:block_size].clone()
@@ -226,9 +225,8 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name, dropout=0.0):
-        """Return the GPT-2 of that name: "gpt2", "owner/name" or "owner/name@revision" at Hugging
-        Face, a folder with a model or a run, or a snapshot. It is in eval mode; nothing in the
-        files is executed. Raises ValueError with a message of one line."""
+        """Return a GPT-2 in eval mode: "gpt2" or "owner/name[@revision]" (Hugging Face), a folder
+        with a model or a run, or a snapshot. Executes nothing in the files; raises ValueError."""
         return load_pretrained(str(name), dropout).eval()
 
     @staticmethod
@@ -268,17 +266,15 @@ class Cache:
         return self.position
 
     def update(self, layer, k, v):
-        """Store a layer's new keys and values. Return all in the window, (B, n_head, window,
-        head_dim) each, and attention's is_causal and mask (T, window)."""
+        """Store a layer's new keys and values; return all in the window, is_causal and the mask."""
         self.past[layer].index_copy_(-2, self.position, torch.stack((k, v)).to(self.past.dtype))
-        k, v = self.past[layer][..., :self.window, :]
-        return k, v, self.is_causal, self.mask
+        k, v = self.past[layer][..., :self.window, :]  # (B, n_head, window, head_dim) each
+        return k, v, self.is_causal, self.mask  # mask (T, window)
 
     def next_logits(self, idx):
-        """Return the logits (B, n_ids) of what follows idx (B, T). After the first call, one token
-        of idx is new, and usually only that is read. A position is part of what a key is computed
-        from, so the cache can't drop its oldest token and shift the others. When it is full, it is
-        emptied, and the newest half of a block is read as if it were the beginning of the text."""
+        """Return the logits (B, n_ids) of what follows idx (B, T), usually reading its newest token
+        alone. Keys depend on positions, so a full cache can't just drop its oldest token: it is
+        emptied, and the newest half of a block is read as if the text began there."""
         block_size = self.model.config.block_size
         unread = idx[:, -block_size:] if self.length == 0 else idx[:, -1:]
         if self.length + unread.size(1) > block_size:
@@ -293,14 +289,13 @@ class Cache:
 def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
     """Draw the next token: logits (B, vocab_size), uniform random numbers u (B, 1) -> ids (B, 1).
 
-    temperature divides the logits, 0 takes the likeliest token; top_k keeps the k likeliest; top_p
+    temperature divides the logits, 0 takes the best token; top_k keeps the k most likely; top_p
     (Holtzman et al. 2020) keeps the smallest set of tokens with at least that total probability.
     """
     if temperature < 1e-6:
         return logits.argmax(dim=-1, keepdim=True)
-    vocab_size = logits.size(-1)
-    k = min(top_k or vocab_size, vocab_size)
-    logits, ids = (logits.float() / temperature).topk(k)  # (B, k), the likeliest first
+    k = min(top_k or math.inf, logits.size(-1))
+    logits, ids = (logits.float() / temperature).topk(k)  # (B, k), the most likely first
     probs = F.softmax(logits, dim=-1)
     if top_p is not None and top_p < 1:  # drop a token once the likelier ones reach top_p
         before = probs.cumsum(dim=-1) - probs
@@ -315,7 +310,7 @@ def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
 # ---- plumbing: skip on a first reading ----
 
 # GPT-2's shapes as published; GPT-3's from Table 2.1 of Brown et al. 2020, except for two whose
-# heads don't divide their width: there 1.3B has 24 heads, and 13B a width of 5140.
+# heads don't divide their width (the table has 24 heads for 1.3B, a width of 5140 for 13B).
 SIZES = {
     "gpt2": dict(n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium": dict(n_layer=24, n_head=16, n_embd=1024),
@@ -342,14 +337,12 @@ def get_device(device="auto", dtype="auto"):
         raise ValueError(f"{device=} is not available, try 'auto': {error!s:.99}") from error
     device = torch.device(device)
     if dtype == "auto":
-        dtype = "float32"
+        # A CPU is faster in bfloat16 with AMX, or with AVX512-BF16 but no AVX512-FP16 (AMD).
+        has = getattr(torch.cpu, "get_capabilities", dict)()  # {} in old PyTorch
+        is_fast = has.get("amx_bf16") or (has.get("avx512_bf16") and not has.get("avx512_fp16"))
+        dtype = "bfloat16" if device.type == "cpu" and is_fast else "float32"
         if device.type == "cuda":
             dtype = "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"  # not emulated
-        elif device.type == "cpu":
-            # Faster with AMX, or with AVX512-BF16 on AMD (Intel has AVX512-FP16, too).
-            has = getattr(torch.cpu, "get_capabilities", dict)()  # {} in old PyTorch
-            if has.get("amx_bf16") or (has.get("avx512_bf16") and not has.get("avx512_fp16")):
-                dtype = "bfloat16"
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
     return device, getattr(torch, dtype)
@@ -359,8 +352,7 @@ def attention(q, k, v, is_causal=True, mask=None):
     """Attend with q (B, n_head, T, head_dim) to k, v (B, n_head, S, head_dim). Equivalent to, for a
     mask (T, S) that is True where a query may look:
         scores = ((q @ k.mT) / math.sqrt(head_dim)).masked_fill(~mask, -math.inf)
-        return F.softmax(scores, dim=-1) @ v
-    GPT-2 also dropped attention weights in training, which no fast CPU kernel can do."""
+        return F.softmax(scores, dim=-1) @ v"""
     if torch.is_autocast_enabled("cpu") and q.is_cpu and q.requires_grad and q.size(2) < 256:
         # For short contexts, the CPU's backward kernel takes twice as long in bfloat16.
         with torch.autocast("cpu", enabled=False):
@@ -369,32 +361,27 @@ def attention(q, k, v, is_causal=True, mask=None):
 
 
 def linear_cross_entropy(x, weight, targets):
-    """Return the mean loss of x (B, T, C) with targets (B, T), ignoring -1. Equivalent to:
-        logits = F.linear(x, weight).flatten(0, 1)
-        return F.cross_entropy(logits, targets.flatten(), ignore_index=-1)
-    """
-    x = x.flatten(0, 1)
-    targets = targets.flatten()
+    """Return the mean loss of x (N, C) with targets (N,), ignoring -1. Equivalent to:
+        return F.cross_entropy(F.linear(x, weight), targets, ignore_index=-1)"""
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     with torch.autocast(x.device.type, enabled=False):
         if not x.is_cuda and len(x) * len(weight) > 1e8 and hasattr(F, "linear_cross_entropy"):
-            # All logits would be by far the largest tensor. PyTorch 2.13 computes them in parts.
+            # All logits would be by far the largest tensor. PyTorch 2.13 computes chunks.
             options = nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None)
             return F.linear_cross_entropy(x.to(weight.dtype), weight, targets, ignore_index=-1,
                                           options=options)
-        matrix = weight
         if x.dtype != weight.dtype:
             # GPT-2's logits are near -100, where bfloat16 has steps of 0.5. Without the mean row
-            # they are near 0, and softmax ignores what all have in common.
-            matrix = (weight - weight.mean(dim=0).detach()).to(x.dtype)
+            # they are near 0; softmax doesn't change when all logits shift by the same amount.
+            weight = (weight - weight.mean(dim=0).detach()).to(x.dtype)
         if x.is_cuda:
-            return padded_cross_entropy(x, matrix, targets)
-        return F.cross_entropy(F.linear(x, matrix).to(weight.dtype), targets, ignore_index=-1)
+            return padded_cross_entropy(x, weight, targets)
+        return F.cross_entropy(F.linear(x, weight).float(), targets, ignore_index=-1)
 
 
 def padded_cross_entropy(x, matrix, targets):
-    """The same on a GPU, whose tensor cores want multiples of 128: (N, C), (V, C), (N,) -> ()."""
+    """The loss with V padded to a multiple of 128, for tensor cores: (N, C), (V, C), (N,) -> ()."""
     logits = F.linear(x, F.pad(matrix, (0, 0, 0, (-len(matrix)) % 128)))
     column = torch.arange(logits.size(1), device=x.device)
     logits = torch.where(column < len(matrix), logits.float(), -1e30)
@@ -404,9 +391,8 @@ def padded_cross_entropy(x, matrix, targets):
 @torch.no_grad()
 def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processes=1):
     """Yield the sum of the losses, in nats, of each batch. A window (begin, first, end) predicts
-    tokens[first:end] from what precedes each, as far back as begin. loss_of(inputs, targets) is the
-    mean loss. Batches have one shape, padded with targets of -1. FSDP needs all processes in each
-    pass, so some may get an empty batch."""
+    tokens[first:end], each from the tokens since begin. loss_of(inputs, targets) is the mean loss.
+    Batches are padded with -1 to one shape. Each process gets as many (FSDP); some may be empty."""
     first_window = rank * batch_size
     for i in range(first_window, first_window + len(windows), n_processes * batch_size):
         ids = torch.zeros(batch_size, 1 + block_size, dtype=torch.int64)
@@ -420,7 +406,7 @@ def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processe
 
 
 def uniform_rows(n_rows, generator, device):
-    """Yield uniform random numbers (n_rows, 1) forever. More rows don't change the first ones."""
+    """Yield uniform random numbers (n_rows, 1) forever. Adding rows changes no other row."""
     seeds = torch.randint(2**62, (n_rows,), generator=generator, device=generator.device).tolist()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     while True:  # 256 at a time: a copy to the device for each token would take longer
@@ -440,7 +426,7 @@ def new_cache(model, n_rows, max_new_tokens, compile=False):
     """Return the fastest Cache for generating n_rows texts. On a CPU, its model may be a copy whose
     large layers are packed, with the weights as they are now; the other weights are shared."""
     head = model.lm_head.weight
-    is_plain = isinstance(head, nn.Parameter) and not hasattr(head, "full_tensor")  # (int8; FSDP)
+    is_plain = isinstance(head, nn.Parameter) and not hasattr(head, "full_tensor")  # not int8, FSDP
     if model.training or not is_plain or torch.is_autocast_enabled(head.device.type):
         return Cache(model, n_rows)
     if not head.is_cpu:
@@ -458,12 +444,11 @@ def new_cache(model, n_rows, max_new_tokens, compile=False):
 
 
 def packed(module, n_rows):
-    """Return a copy of the module that shares all but the weights of large linear layers: they are
-    stored in the order in which a product with n_rows rows reads them."""
+    """Return a copy with its large linear layers packed for n_rows rows; all else is shared."""
     new = copy.copy(module)
     new._modules = {name: packed(child, n_rows) for name, child in module._modules.items()}
     is_plain = type(module) is nn.Linear and "forward" not in vars(module)
-    # (Where pruning or the like computes the weight, it is no Parameter.) 2**19 numbers are 2 MB.
+    # (Pruning and the like replace the Parameter with a computed weight.) 2**19 numbers are 2 MB.
     if is_plain and isinstance(module.weight, nn.Parameter) and module.weight.numel() >= 2**19:
         weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), n_rows)
         new.forward = partial(torch.ops.mkldnn._linear_pointwise, W=weight, B=module.bias,
@@ -472,9 +457,8 @@ def packed(module, n_rows):
 
 
 def for_inference(model, device, dtype):
-    """Convert a float32 model to the device and dtype, or on a CPU to "int8", for inference only.
-    In int8, a linear layer has 8 bits for each weight and a scale for each output. The inputs of a
-    call are rounded, too: to 7 bits, since without VNNI a sum of two products could overflow."""
+    """Convert a float32 model for inference only, to the device and dtype or, on a CPU, to "int8":
+    8-bit weights, a scale per output, 7-bit inputs (without VNNI, 8 bits could overflow)."""
     if dtype != torch.float32:  # without the mean row, as in linear_cross_entropy; no longer tied
         weight = model.lm_head.weight.detach()
         model.lm_head.weight = nn.Parameter(weight - weight.mean(dim=0), requires_grad=False)
@@ -495,9 +479,8 @@ def for_inference(model, device, dtype):
 
 
 class CUDAGraphCache(Cache):
-    """A cache whose read replays the step for one token as a CUDA graph. Nothing in one may change
-    its shape, so a step attends to a window of 128, 256, ... positions (with a graph each) and
-    masks what is not filled yet. Without CUDA it just runs."""
+    """A cache that replays each one-token step as a CUDA graph, in which shapes are fixed: there is
+    one graph per window of 128, 256, ... positions, and positions not filled yet are masked."""
 
     def __init__(self, model, batch_size):
         super().__init__(model, batch_size)
@@ -535,15 +518,14 @@ class CUDAGraphCache(Cache):
 
 @torch.inference_mode()
 def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token=None):
-    """Return [(ids, log-probability of what follows idx)] for idx (1, T), keeping the most likely
-    beams at each step; sorted by log-probability / length ** length_penalty, the best first. A beam
-    with eos_token is complete."""
+    """Return the most likely texts found that begin with idx (1, T), the best first, as [(ids,
+    log-probability of the new ids)], ranked by log-probability / length ** length_penalty."""
     eos_token = -1 if eos_token is None else eos_token  # no text contains -1
     T = idx.size(1)
     cache = new_cache(model, beams, max_new_tokens)
     texts = idx.expand(beams, -1)
     scores = torch.full((beams,), -math.inf, device=idx.device)  # log-probabilities
-    scores[0] = 0.0  # all beams begin alike: only one of them counts
+    scores[0] = 0.0  # all beams start out equal: only one counts
     for _ in range(max_new_tokens):
         done = (texts[:, T:] == eos_token).any(dim=1)
         if done.all():
@@ -563,7 +545,7 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
 
 
 def read_snapshot(path, **changes):
-    """Return a snapshot's dict with its "model", whose config has the changes; or ValueError."""
+    """Return a snapshot's dict plus its "model", with changes to its config; or ValueError."""
     with prepare.named_errors(path):
         snapshot = torch_load(path, mmap=False)
         if "model_args" in snapshot:
@@ -616,7 +598,7 @@ GPT2 = dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilo
             scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
             add_cross_attention=False, tie_word_embeddings=True)
 CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's, OpenAI's
-# The files a model's weights may be in; the first that exists counts.
+# The files a model's weights may be in; the first that exists is used.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                 "checkpoint", "model.ckpt.index")
 PREFIXES = r"^(module\.|_orig_mod\.)+"  # of DDP's and torch.compile's wrappers
@@ -709,7 +691,7 @@ def weight_files(folder):
 
 
 def hub_folder(name):
-    """Return a model's folder in Hugging Face's cache; what is missing is downloaded."""
+    """Return a model's folder in Hugging Face's cache; missing files are downloaded."""
     model, _, revision = name.partition("@")
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
@@ -785,8 +767,8 @@ def read_tensorflow(path):
         rotated = ~((crc >> 15) | (crc << 17))
         return ((rotated + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
-    def read_table(place):  # yield its keys and values; place has its offset and size
-        offset, size = read_number(place), read_number(place)
+    def read_block(handle):  # yield its keys and values; handle has its offset and size
+        offset, size = read_number(handle), read_number(handle)
         end = offset + size + 1  # the last byte says how it is compressed
         if checksum(index[offset:end]) != index[end:end + 4] or index[end - 1] != 0:
             raise ValueError(f"{path.name} is damaged, or compressed")
@@ -798,9 +780,9 @@ def read_tensorflow(path):
             yield key, io.BytesIO(table.read(n_value))
 
     weights = {}
-    footer = io.BytesIO(index[-48:])  # the places of an empty table and of the table of tables
-    for _, place in [*read_table(footer), *read_table(footer)]:
-        for key, value in read_table(place):
+    footer = io.BytesIO(index[-48:])  # handles of the metaindex block (empty) and the index block
+    for _, handle in [*read_block(footer), *read_block(footer)]:
+        for key, value in read_block(handle):
             fields = {}  # of a protocol buffer and those nested in it
             while value.tell() < len(value.getbuffer()):
                 field, kind = divmod(read_number(value), 8)

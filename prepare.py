@@ -1,6 +1,6 @@
 """Text -> tokens: train a tokenizer, split the text, write data/train.bin, val.bin and test.bin.
 
-    python prepare.py                                                 # input.txt and a BPE of it
+    python prepare.py                                                 # input.txt, BPE trained on it
     python prepare.py --input=letters,more.jsonl.gz --tokenizer=gpt2  # a folder and a file
 
 A .bin file holds nothing but token ids, in nanoGPT's format; meta.json describes them.
@@ -41,7 +41,7 @@ test_fraction = 0.1  # fraction held out for one final test
 # tokenizer
 tokenizer = "bpe"  # 'bpe': trained here; 'gpt2': OpenAI's; or a folder of a model, run or data
 vocab_size = 2048  # tokens of the trained BPE, <|endoftext|> included; 257 is plain bytes
-bpe_sample_mb = 10.0  # at most this many million characters of the training split train the BPE
+bpe_sample_mb = 10.0  # train the BPE on at most this many million training characters
 # system
 workers = 0  # threads that encode; 0: one per core
 out_dir = "data"  # folder for train.bin, val.bin, test.bin and meta.json
@@ -55,17 +55,17 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 
 def train_bpe(word_counts, vocab_size):
     """Learn a byte-pair encoding (Sennrich et al. 2016) from {word: count}.
-    Words begin as bytes, the tokens 0 to 255. Then, again and again, the most frequent pair of
-    neighbors becomes a new token (on a tie, the pair with the smaller ids).
+    Words begin as bytes, the tokens 0 to 255. Then the most frequent pair of adjacent tokens is
+    merged into a new token, and so on (on a tie, the pair with the smaller ids).
     A word is kept as a string of one character per token, chr(id), so that a merge is str.replace:
     once "th" is token 256, "the" is chr(256) + "e". tokens[256] is "th", its bytes as latin-1.
     """
     tokens = [chr(byte) for byte in range(256)]
     ids = {token: i for i, token in enumerate(tokens)}
-    words = [word.encode("utf-8").decode("latin-1") for word in word_counts]  # a character a byte
+    words = [word.encode("utf-8").decode("latin-1") for word in word_counts]  # one per byte
     counts = list(word_counts.values())
     pair_counts = collections.Counter()
-    words_with = collections.defaultdict(set)  # pair -> indices of words that contain it, or did
+    words_with = collections.defaultdict(set)  # pair -> indices of words that contain it or did
 
     def count_pairs(index, sign):
         for pair in itertools.pairwise(words[index]):
@@ -93,7 +93,7 @@ def train_bpe(word_counts, vocab_size):
 
 def load_tokenizer(description):
     """Return tiktoken's encoding for a dict of "name", "tokens" (None: unused), maybe "special" and
-    "eot_token". Encoding joins, again and again, the neighbors whose token was learned first."""
+    "eot_token". Encoding repeatedly merges the adjacent pair whose token was learned first."""
     tokens = description["tokens"]
     ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
@@ -178,8 +178,7 @@ def main(arguments):
 
 RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new attempt at a download
 TIMEOUT = 30  # seconds without a byte after which a connection counts as broken
-TEXT_ENDINGS = ("", ".txt", ".md", ".rst", ".tex", ".html", ".csv", ".log", ".py", ".c", ".h",
-                ".js", ".raw", ".tokens", ".jsonl")
+TEXT_ENDINGS = ["", *".txt .md .rst .tex .html .csv .log .py .c .h .js .raw .tokens .jsonl".split()]
 COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 with suppress(ImportError):  # from Python 3.14 on
     from compression import zstd
@@ -224,7 +223,7 @@ def count_words(pieces, n_characters):
     """Return {word: count} for bpe_sample_mb of the training split of n_characters of text."""
     n_train = n_characters * (1 - val_fraction - test_fraction)
     fraction = min(1, bpe_sample_mb * 1e6 / n_train)
-    # A word of a million letters would take hours to learn from: each merge rescans its words.
+    # Words are capped: each merge rescans the words it changes, and an endless one takes hours.
     pattern = regex.compile(regex.sub(r"\++", "{1,99}", PATTERN))
     word_counts = collections.Counter()
     texts = (text for split, text, _ in pieces if split == "train")
@@ -265,7 +264,7 @@ def atomic_write(path, mode="wb"):
         error.filename = error.filename or str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)  # where it was not renamed
+        temporary.unlink(missing_ok=True)  # if it was not renamed
 
 
 def lock_folder(folder, rank=0):
@@ -289,11 +288,11 @@ def lock_folder(folder, rank=0):
 
 @contextmanager
 def named_errors(name, stream=None):
-    """Turn whatever a broken file makes a parser raise into one line that begins with its name."""
+    """Turn whatever a parser raises on a broken file into a one-line ValueError with its name."""
     try:
         yield
     except Exception as error:  # every format has exceptions of its own
-        named = str(error).startswith((f"{name}: ", f"{name}/"))  # (a member of this archive)
+        named = str(error).startswith((f"{name}: ", f"{name}/"))  # by an inner call
         if isinstance(error, MemoryError) or (named and isinstance(error, ValueError)):
             raise
         reason = " ".join(str(error).split()) or repr(error)
@@ -345,7 +344,7 @@ def fetch(url, part, headers):
     size = part.stat().st_size if part.exists() else 0
     headers = {**headers, "Accept-Encoding": "identity", "Range": f"bytes={size}-"}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416:  # the part is longer than the file
+        if response.status_code == 416:  # the part is as long as the file, or longer
             part.unlink(missing_ok=True)
         response.raise_for_status()
         if response.status_code != 206:  # the server ignores Range and sends the whole file
@@ -353,7 +352,7 @@ def fetch(url, part, headers):
         total = size + (response.raw.length_remaining or 0)
         promised = response.headers.get("Content-Range", "").rpartition("/")[2]  # "bytes 0-9/10"
         started, resumed_at = time.monotonic(), size
-        # Another process may be writing the same part: the same bytes to the same places.
+        # Another process may be writing the same part: the same bytes at the same offsets.
         with open(part, "r+b" if part.exists() else "wb") as file:
             file.seek(size)
             for block in response.iter_content(1 << 16):
@@ -379,7 +378,7 @@ def find_files(sources):
     names = [sources] if os.path.exists(sources) else sources.split(",")
     for source in names:
         source = source if os.path.exists(source) else SOURCES.get(source, source)
-        digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]  # URLs may end alike
+        digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]  # URLs may share a file name
         copy = f"data/downloads/{digest}-{os.path.basename(source.split('?')[0])}"
         found = [source] if os.path.exists(source) else [copy, *glob.glob(source, recursive=True)]
         if source in ("-", "-.jsonl"):  # standard input, kept because it is read three times
@@ -389,7 +388,7 @@ def find_files(sources):
         elif os.path.isdir(source):  # without hidden files (rglob does not follow links)
             found = [path for path in Path(source).rglob("*")
                      if "/." not in f"/{path.relative_to(source).as_posix()}"
-                     and (not path.is_dir() or os.listdir(path))]  # raises, where rglob is silent
+                     and (not path.is_dir() or os.listdir(path))]  # listdir raises, rglob is silent
         elif "://" in source and not os.path.exists(copy):
             download(source, copy)
         found = sorted(str(path) for path in found if os.path.isfile(path))
@@ -399,11 +398,11 @@ def find_files(sources):
 
 
 def document_pieces(paths):
-    """Yield (text, is_last) for all pieces of all documents but empty ones. A document ends, with
-    is_last, where its file or line does or, with split_on_eot, at <|endoftext|>."""
+    """Yield (text, is_last) for each piece of each document that isn't empty. A document ends
+    (is_last) with its file or .jsonl line and, with split_on_eot, at each <|endoftext|>."""
     for path in paths:
         with open(path, "rb") as file, named_errors(path):
-            for text, is_last in read(path, file):  # (a mark at either end leaves '')
+            for text, is_last in read(path, file):  # (split leaves '' at either end)
                 *ended, rest = text.split(END_OF_TEXT) if split_on_eot else [text]
                 yield from ((part, True) for part in ended if part)
                 if rest:
@@ -411,8 +410,7 @@ def document_pieces(paths):
 
 
 def read(name, file, inner_name=None):
-    """Yield (text, is_last) for a file, or for all members of an archive. Archives may be nested,
-    and are read as streams: nothing is unpacked onto the disk."""
+    """Yield (text, is_last) for a file or an archive (may be nested), which is read as a stream."""
     stem, ending = os.path.splitext((inner_name or name).lower().replace(".tgz", ".tar.gz"))
     if ending in COMPRESSED:
         yield from read(name, COMPRESSED[ending](file), stem)
@@ -447,7 +445,7 @@ def json_texts(stream):
         try:
             if line := line.strip("\ufeff \t\r\n"):
                 data = json.loads(line)[text_key].encode("utf-16", "surrogatepass")
-                yield data.decode("utf-16", encoding_errors), True
+                yield data.decode("utf-16", encoding_errors), True  # (lone surrogates are errors)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"line {number} isn't JSON with a valid text ({text_key=}, "
                              f"{encoding_errors=})") from error
@@ -462,7 +460,7 @@ def text_pieces(stream):
     rest = ""
     while len(block := stream.read(2**17)) == 2**17:
         rest += block
-        new = max(0, len(rest) - len(block) - 1)
+        new = max(0, len(rest) - len(block) - 1)  # what is before it was searched already
         mark = regex.search(r"(?r)<\|endoftext\|>", rest, pos=new) if split_on_eot else None
         cut = mark or regex.search(f"(?r){ends}", rest, pos=max(new, 2**16))  # (?r): from the end
         if cut:
@@ -494,7 +492,7 @@ def publish(description, encoding, splits, digest):
     source = dict(name=input, bytes=sum(about["bytes"] for about in splits.values()), sha256=digest)
     meta = dict(vocab_size=encoding.n_vocab, dtype=encoding.dtype.name, splits=splits,
                 tokenizer=description, source=source)
-    with atomic_write(f"{out_dir}/meta.json", "w") as file:  # from now on, the new data counts
+    with atomic_write(f"{out_dir}/meta.json", "w") as file:  # this commits the new data
         json.dump(sealed(meta), file)
     finish_publishing(out_dir)
 
@@ -506,7 +504,7 @@ def publish(description, encoding, splits, digest):
         if about["tokens"] == 0 and globals()[f"{split}_fraction"] > 0:
             print(f"note: no document falls into {split}: raise {split}_fraction, or join them "
                   "in one file", file=sys.stderr)
-    learned = [repr(encoding.decode([i])) for i in range(256, encoding.eot_token)]
+    learned = [repr(encoding.decode([i])) for i in range(256, len(description["tokens"]))]
     print("tokens learned:", *learned[:8], "...", *learned[8:][-8:])
     cache = os.getenv("TIKTOKEN_CACHE_DIR", os.getenv("TMPDIR", "/tmp") + "/data-gym-cache")
     if splits["val"]["tokens"] and os.path.exists(f"{cache}/{GPT2_CACHE}"):  # (no download)
@@ -533,8 +531,7 @@ class Encoding(tiktoken.Encoding):
 
 
 def find_tokenizer(name):
-    """Return the description of OpenAI's tokenizer ("gpt2", which tiktoken downloads once and
-    caches), or of that of a folder (data, model, run)."""
+    """Return the description of a tokenizer: "gpt2" or that of a data, model or run folder."""
     if name == "gpt2":
         try:
             encoding = tiktoken.get_encoding("gpt2")
@@ -552,8 +549,8 @@ def find_tokenizer(name):
 
 
 def read_tokenizer(folder, vocab_size):
-    """Return the description of the tokenizer in a model's folder; without any, GPT-2's if the
-    vocab_size is. Raises ValueError where tiktoken would give other ids than that tokenizer."""
+    """Return the description of the tokenizer in a model's folder (if it has none and vocab_size is
+    GPT-2's, GPT-2's). Raises ValueError if tiktoken would give other ids than that tokenizer."""
     merges_of = {"tokenizer.json": None, "vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
     name = next((name for name in merges_of if (folder / name).exists()), None)
     if name is None:
@@ -574,13 +571,13 @@ def read_tokenizer(folder, vocab_size):
         raise ValueError(f"its tokenizer has {token!r} as an ordinary and as a special token")
     findable = (ids.keys() - special.keys()) if found["model"].get("ignore_merges") else made
     for token in findable:
-        if token not in made or joined(token, ranks) != [token]:  # but tiktoken would find it
+        if token not in made or bpe(token, ranks) != [token]:  # tiktoken would use it
             raise ValueError(f"its tokenizer has a token {token!r} that no merge leads to")
     ids |= special
     special = {token: i for token, i in ids.items() if token not in made}
     if len(ids) > len(set(ids.values())):
         raise ValueError("two tokens of its tokenizer have the same id")
-    if not made <= ids.keys() or not special:
+    if made - ids.keys() or not special:
         raise ValueError("its tokenizer lacks some of the 256 bytes or merges, or what ends a text")
     if pairs != sorted(pairs, key=lambda pair: ids["".join(pair)]):
         raise ValueError("the ids of its tokenizer are not in the order of its merges")
@@ -600,10 +597,10 @@ def read_tokenizer(folder, vocab_size):
     return {"name": "bpe", "tokens": tokens, "special": special, "eot_token": end}
 
 
-def joined(word, ranks):
-    """Return the tokens a BPE makes of a word: the pair with the lowest rank is joined first."""
+def bpe(word, ranks):
+    """Return the tokens a BPE makes of a word: the pair with the lowest rank is merged first."""
     tokens = list(word)
-    while pairs := ranks.keys() & itertools.pairwise(tokens):  # neighbors that some merge joins
+    while pairs := ranks.keys() & itertools.pairwise(tokens):  # adjacent tokens that merge
         i = list(itertools.pairwise(tokens)).index(min(pairs, key=ranks.get))
         tokens[i:i + 2] = [tokens[i] + tokens[i + 1]]
     return tokens
@@ -611,7 +608,7 @@ def joined(word, ranks):
 
 def check_tokenizer(found):
     """Raise ValueError if a tokenizer.json does anything that GPT-2's doesn't."""
-    gpt2 = {  # what each part may say; None: it need not say anything
+    gpt2 = {  # part -> key -> allowed values; None: the key may be missing
         "model": {"type": ["BPE"], "dropout": [None], "continuing_subword_prefix": [None, ""],
                   "end_of_word_suffix": [None, ""]},
         "normalizer": {"type": [None]},
@@ -636,17 +633,16 @@ def tokenizer_files(description):
     tokens = description["tokens"]
     ids = {token.translate(TO_VISIBLE): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
-    # Any two tokens that together are one may merge, the lowest id first.
+    # Two tokens may merge if their concatenation is a token; the lowest new id comes first.
     merges = [f"{token[:i]} {token[i:]}" for token in ids for i in range(1, len(token))
               if token[:i] in ids and token[i:] in ids]
     byte_level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
     added = [dict(id=i, content=token, special=True, normalized=False, lstrip=False, rstrip=False,
                   single_word=False) for token, i in special.items()]
     model = dict(type="BPE", vocab=ids | special, merges=merges, ignore_merges=True)
-    return {"tokenizer.json": dict(version="1.0", added_tokens=added, normalizer=None,
-                                   pre_tokenizer=byte_level, post_processor=None,
-                                   decoder=byte_level, model=model),
-            "vocab.json": ids | special,
+    fast = dict(version="1.0", added_tokens=added, normalizer=None, pre_tokenizer=byte_level,
+                post_processor=None, decoder=byte_level, model=model)
+    return {"tokenizer.json": fast, "vocab.json": ids | special,
             "merges.txt": "\n".join(["#version: 0.2", *merges, ""])}
 
 

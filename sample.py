@@ -1,8 +1,8 @@
 """Generate text with a model that train.py made, or with GPT-2. Notes go to standard error.
 
     python sample.py --start="O gentle night"
-    python sample.py --start="To be" --max_new_tokens=20 --probs=5  # the likeliest tokens of a step
-    python sample.py --init_from=gpt2 --score=poem.txt              # how well GPT-2 knows a text
+    python sample.py --start="To be" --max_new_tokens=20 --probs=5  # most likely at each step
+    python sample.py --init_from=gpt2 --score=poem.txt              # how well GPT-2 predicts it
 """
 
 import codecs
@@ -25,21 +25,21 @@ export = ""  # write the model into this new folder in Hugging Face's format, an
 start = "\n"  # the prompt; FILE:path reads a file, - standard input, '' begins a new document
 num_samples = 1  # continuations, generated side by side (probs: one; beams: one for each beam)
 max_new_tokens = 200  # length of each
-temperature = 0.8  # below 1 sharpens the distribution, above 1 flattens it, 0: the likeliest token
-top_k = 200  # draw only among the k likeliest tokens; 0: all
-top_p = 1.0  # draw only among the likeliest tokens with this total probability
+temperature = 0.8  # below 1 sharpens the distribution, above 1 flattens it; 0: the most likely
+top_k = 200  # sample only from the k most likely tokens; 0: all
+top_p = 1.0  # sample only from the most likely tokens with this total probability
 seed = 1337  # the same seed gives the same text
 # other ways to use the model
-beams = 0  # number of beams of a beam search; 0: draw
+beams = 0  # number of beams of a beam search; 0: sample
 length_penalty = 1.0  # a beam's log-probability is divided by its length to this power
 interactive = False  # ask for prompts; /temperature 0.5 changes a setting in between
-probs = 0  # number of likeliest tokens to show at each step (before temperature); 0: none
+probs = 0  # number of most likely tokens to show at each step (before temperature); 0: none
 score = ""  # measure the model on this text file
 stride = 32  # tokens by which --score's window of block_size advances
 # system
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto': the fastest available
 dtype = "auto"  # 'float32', 'bfloat16', 'float16'; on a CPU also 'int8', the fastest
-compile = False  # on CUDA: replay a token's work as a CUDA graph (this is not torch.compile)
+compile = False  # on CUDA: replay each step as a CUDA graph (this is not torch.compile)
 
 
 def draw(model, encoding, prompt, n_rows, generator):
@@ -63,15 +63,15 @@ def generate(model, encoding, prompt, generator):
 
 
 def generate_with_probs(model, encoding, prompt, generator):
-    """Print the likeliest tokens of each step to standard error, then the text."""
+    """Print the most likely tokens of each step to standard error, then the text."""
     decode = text_decoder(encoding)
     text = prompt
     for new, logits in draw(model, encoding, prompt, 1, generator):
         chosen = new[0].item()
         text += decode(chosen)
         probabilities = logits[0].float().softmax(dim=-1)
-        likeliest = probabilities.topk(min(probs, len(probabilities))).indices.tolist()
-        for i in dict.fromkeys([*likeliest, chosen]):  # each token once
+        best = probabilities.topk(min(probs, len(probabilities))).indices.tolist()
+        for i in dict.fromkeys([*best, chosen]):  # each token once
             token = f"{'*' if i == chosen else ' '}{encoding.decode([i])!r}"
             print(f"{token} {probabilities[i]:.1%}", end="  ", file=sys.stderr)
         print(file=sys.stderr)
@@ -112,7 +112,7 @@ def main(arguments):
         return print_score(model, encoding, text)
     if interactive:
         return converse(model, encoding)
-    respond(model, encoding, text, torch.Generator().manual_seed(seed))  # calls one of generate...
+    respond(model, encoding, text, torch.Generator().manual_seed(seed))  # one of generate...
 
 
 # ---- plumbing: skip on a first reading ----
@@ -140,10 +140,9 @@ def encode_prompt(model, encoding, prompt, n_rows):  # -> ids (n_rows, T)
 
 
 def text_decoder(encoding):
-    """Return a function token -> text that holds back incomplete characters."""
+    """Return a function id -> text that holds back incomplete characters."""
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-    end = encoding.eot_token
-    return lambda token: "" if token == end else decode(encoding.decode_bytes([token]))
+    return lambda i: "" if i == encoding.eot_token else decode(encoding.decode_bytes([i]))
 
 
 def respond(model, encoding, prompt, generator):
@@ -156,7 +155,7 @@ def respond(model, encoding, prompt, generator):
 
 
 def converse(model, encoding):
-    """Read prompts and print continuations until the input ends; Ctrl-C stops a text."""
+    """Read prompts and print continuations until the input ends; Ctrl-C stops the current text."""
     print("Type a prompt; /temperature 0.5 changes a setting; Ctrl-D quits.", file=sys.stderr)
     generator = torch.Generator().manual_seed(seed)
     while True:
@@ -191,7 +190,7 @@ def print_score(model, encoding, text):
     windows = [(max(0, end - block_size - 1), first, end) for first, end in zip([1, *ends], ends)]
     nats = sum(measure(lambda x, y: model(x.to(torch_device), y.to(torch_device))[1],
                        tokens, windows, 1, block_size))
-    targets = tokens[1:]  # the first token follows nothing
+    targets = tokens[1:]  # the first token has no context
     loss = nats / len(targets)
     without_marks = targets[targets != encoding.eot_token]  # (as in prepare.py's bytes)
     n_bytes = max(1, len(encoding.decode_bytes(without_marks.tolist())))

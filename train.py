@@ -338,10 +338,8 @@ def main(arguments):
 
 # ---- plumbing: skip on a first reading ----
 
-# Where this process computes, and which of how many it is:
-Machine = namedtuple("Machine", "device dtype autocast rank n_processes")
-LOG_COLUMNS = """step epoch tokens seconds lr train_loss
-    val_loss val_perplexity val_bits_per_byte""".split()
+Machine = namedtuple("Machine", "device dtype autocast rank n_processes")  # of this process
+HEADER = "step epoch tokens seconds lr train_loss val_loss val_perplexity val_bits_per_byte".split()
 REPORT = "{}: loss {loss:.4f}, perplexity {perplexity:.2f}, {bits_per_byte:.4f} bits per byte"
 # Settings that a run can't change when it resumes ("data" is the training split's fingerprint):
 FIXED = "data init_from optimizer size n_layer n_head n_embd block_size bias".split()
@@ -383,18 +381,18 @@ def start_processes():
     if "RANK" in os.environ:  # started by torchrun
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo")
         rank, n_processes = dist.get_rank(), dist.get_world_size()
-        # Left to Python's own exit, or while a cycle with DDP still refers to it, this can abort.
+        # At interpreter exit, or while a cycle still refers to DDP, destroying the group can abort.
         atexit.register(dist.destroy_process_group)
         atexit.register(gc.collect)  # runs first: the last to be registered
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # only the first process prints
-    if gradient_accumulation_steps % n_processes and not eval_only:
+    if gradient_accumulation_steps % n_processes != 0 and not eval_only:
         config.usage(f"{gradient_accumulation_steps=}: not a multiple of {n_processes} processes")
     return Machine(torch_device, torch_dtype, autocast, rank, n_processes)
 
 
 def sum_over_processes(number):
-    """Return the sum of the processes' numbers; none returns before all have called this."""
+    """Return the sum of the processes' numbers. It is also a barrier: all have to call it."""
     total = torch.tensor(number, dtype=torch.float64)
     if dist.is_initialized():
         dist.all_reduce(total)
@@ -413,7 +411,7 @@ def shard_like(p, tensor):  # this process's shard of a complete tensor, if p is
 
 def distributed(model, device):
     """Return the model on the device, sharded by FSDP (Zhao et al. 2023) or in DDP's wrapper."""
-    if activation_checkpointing:  # Chen et al. 2016, "Training Deep Nets with Sublinear Memory"
+    if activation_checkpointing:  # Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost
         for block in model.transformer.h:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if dist.is_initialized() and parallel == "fsdp":
@@ -505,7 +503,7 @@ def start_run(settings, meta, data, machine):
     unread = math.ceil(max_epochs * (len(data["train"]) // block_size)) - run.sequences
     last = (run.step + math.ceil(unread / sequences)) if max_epochs else math.inf
     run.n_iters = min(max_iters or math.inf, last)
-    # Compiling takes half a minute, which pays from about 1e16 floating-point operations on.
+    # Compiling takes half a minute, which pays off from about 1e16 FLOPs on.
     is_long = model.flops_per_token() * run.n_iters * sequences * block_size > 1e16
     if compile is True or (compile == "auto" and machine.device.type == "cuda" and is_long):
         run.forward = torch.compile(forward)
@@ -522,7 +520,7 @@ def load_weights_for(name, meta):
     model = GPT.from_pretrained(name, dropout)
     model.crop_block_size(block_size)
     model.tokenizer = model.tokenizer or meta["tokenizer"]
-    ours = meta["tokenizer"] | {"name": model.tokenizer["name"]}  # whatever it is called
+    ours = meta["tokenizer"] | {"name": model.tokenizer["name"]}  # the name may differ
     if ours != model.tokenizer or model.config.vocab_size < meta["vocab_size"]:
         raise ValueError(f"{data_dir} is not in the tokens of {name}: prepare the text with "
                          f"python prepare.py --out_dir={data_dir} --tokenizer={name}")
@@ -543,7 +541,7 @@ def find_own_snapshot(settings, meta):
             print(f"skipping a damaged snapshot: {error}", file=sys.stderr)
             continue
         if init_from in ("auto", "resume"):
-            settings["init_from"] = theirs.get("init_from")
+            settings["init_from"] = theirs.get("init_from")  # as the run began
         ours = {**settings, "data": meta["splits"]["train"]["fingerprint"]}
         for name in FIXED:
             if ours[name] != theirs.get(name):
@@ -568,7 +566,7 @@ def resume(run, snapshot):
     log = Path(out_dir, "log.csv")
     lines = log.read_text("utf-8-sig").splitlines() if log.exists() else []
     run.log = [row for row in csv.DictReader(lines) if int(row["step"]) <= run.step]
-    run.started -= float(run.log[-1]["seconds"]) if run.log else 0  # sessions before this
+    run.started -= float(run.log[-1]["seconds"]) if run.log else 0  # earlier sessions count
     run.best_val_loss = float(snapshot["best_val_loss"])
     best = Path(out_dir, "best.pt")
     is_other = snapshot.get("best_measure") != run.best_measure  # (the data may have changed)
@@ -596,7 +594,7 @@ def prepare_out_dir(run):
                 break
             path.rename(f"{path}.broken")  # damaged ones must not displace valid ones
     if not run.resumed_from:
-        save_snapshot(run, "snapshots/snapshot_step_0.pt")  # log.csv alone would not be a run
+        save_snapshot(run, "snapshots/snapshot_step_0.pt")  # log.csv alone can't be resumed
     write_log(run)
     last_logged = int(run.log[-1]["step"]) if run.log else 0
     if last_logged < run.step and is_due(run, eval_interval):
@@ -634,7 +632,7 @@ def check_signals(run):
 def check_iteration(run, loss):
     """If something needs the loss now: set run.loss from the tensor, check it, look for signals."""
     is_read = is_due(run, log_interval, eval_interval, snapshot_interval) or target_loss > 0
-    is_signaled = run.signals and run.machine.n_processes == 1  # (many have to ask together)
+    is_signaled = len(run.signals) > 0 and run.machine.n_processes == 1  # (several ask together)
     if not is_read and not is_signaled and run.machine.device.type == "cuda":
         return
     run.loss = sum_over_processes(loss.item()) / run.machine.n_processes
@@ -732,13 +730,13 @@ def show(line):
 def report(run, text):
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # nobody reads it: Ctrl-C has ended | tee log first, or | head is done
+    except BrokenPipeError:  # the reader is gone: Ctrl-C ended | tee log first, or | head is done
         sys.stdout = None
         run.signals.append(signal.SIGINT)
 
 
 def progress(run):
-    """Return a line that says how far the run is, and its speed on average."""
+    """Return a line with the run's progress, average speed and remaining time."""
     seconds = time.time() - run.started
     speed = run.sequences * block_size / seconds
     left = (run.n_iters - run.step) * seconds / run.step
@@ -776,7 +774,7 @@ def write_log(run):
     rows = [{name: f"{value:.8g}" if isinstance(value, float) else value
              for name, value in row.items()} for row in run.log]
     with prepare.atomic_write(Path(out_dir, "log.csv"), "w") as file:
-        writer = csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, HEADER, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     if is_due(run, eval_interval):
@@ -825,7 +823,7 @@ def draw_losses(rows, title):
 
 @torch.no_grad()
 def print_samples(run, count):
-    """Print continuations of sample_prompt, and what the model expects along a validation text."""
+    """Print continuations of sample_prompt and the model's predictions along a validation text."""
     encoding = prepare.load_tokenizer(run.meta["tokenizer"])
     prompt = encoding.encode(sample_prompt, allowed_special="all") or [encoding.eot_token]
     idx = torch.tensor([prompt] * count, device=run.machine.device)

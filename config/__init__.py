@@ -17,8 +17,7 @@ from pathlib import Path
 
 def override(script, arguments, current=None, **allowed):
     """Return {name: value}: the script's defaults (or current settings) with the arguments applied.
-    allowed[name] is a tuple of the valid values or the least valid number (0 if absent). Wrong
-    usage ends the script."""
+    allowed[name] is a tuple of the valid values or the smallest valid number (0 if absent)."""
     described = read_settings(script)
     if "--help" in arguments or "-h" in arguments:
         print(f"usage: python {Path(script).name} [config.py] [--setting=value] ...\n")
@@ -79,10 +78,10 @@ def checked(described, allowed, name, value, text):
         hint = f": did you mean {near[0]!r}?" if near else ""
         usage(f"there is no setting {name!r}{hint} (--help lists all settings)")
     default = described[name][0]
-    expected = bool if name == "compile" and type(value) is bool else type(default)  # or 'auto'
+    expected = bool if name == "compile" and type(value) is bool else type(default)
     if expected is str and type(value) is not str:
         value = text  # --start=1984
-    with suppress(OverflowError, ValueError):  # 10**400 is no float, infinity and nan are no ints
+    with suppress(OverflowError, ValueError):  # 10**400 is no valid float, inf and nan no int
         if {type(value), expected} == {int, float} and expected(value) == value:
             value = expected(value)
     if type(value) is not expected:
@@ -105,8 +104,7 @@ def usage(message):
 
 
 def run(main, arguments=None):
-    """Call main(arguments) and return the exit code; errors a user can cause become one line.
-    With TRACEBACK=1 in the environment, they show where they come from, too."""
+    """Call main(arguments) and return the exit code; errors a user can cause become one line."""
     sys.stdin = sys.stdin or open(os.devnull)  # it was closed: python sample.py <&-
     if hasattr(sys.stdout, "reconfigure"):  # a file on Windows can't hold every character
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -119,7 +117,7 @@ def run(main, arguments=None):
         print("interrupted", file=sys.stderr)
         return 130
     except (OSError, ValueError, OverflowError) as error:
-        if "TRACEBACK" in os.environ:
+        if "TRACEBACK" in os.environ:  # TRACEBACK=1 shows where errors come from
             raise
         message = str(error)
         if getattr(error, "filename", None):

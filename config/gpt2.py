@@ -4,7 +4,7 @@
     python train.py config/gpt2.py --data_dir=data_corpus
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py --data_dir=data_corpus
 
-Two machines of eight GPUs: run this on both; node1 is either hostname, and both see /shared.
+Two machines with eight GPUs each: run this on both. node1 is one of the two; both mount /shared.
 
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_id=gpt2 \
         --rdzv_endpoint=node1:29500 train.py config/gpt2.py --data_dir=/shared/data_corpus \
@@ -24,7 +24,7 @@ Under Slurm, as job.sh; submitting it again resumes the run:
         train.py config/gpt2.py --data_dir=/shared/data_corpus --out_dir=/shared/out_gpt2
 
 With --max-restarts, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is needed: without it, PyTorch 2.13 keeps
-its table of addresses over a restart, and new processes can wait forever for those that were
+its rendezvous store across a restart, and new processes can wait forever for those that were
 killed (pytorch/pytorch, issue 135712). Don't combine restarts with --init_from=scratch: it refuses
 what the first start has written, and with --overwrite every restart would begin from scratch.
 
@@ -41,7 +41,7 @@ block_size = 1024
 batch_size = 16
 gradient_accumulation_steps = 32  # 32 * 16 * 1024 = 524,288 tokens an iteration
 max_iters = 19_073  # 10 billion tokens; 600,000 in nanoGPT's longest runs
-dropout = 0.0  # from 10 billion tokens of text on, this is one epoch: nothing to overfit
+dropout = 0.0  # with 10 billion tokens of text or more, no token is seen twice
 optimizer = "muon"
 muon_learning_rate = 0.02
 learning_rate = 0.002

@@ -4,8 +4,8 @@
     python train.py config/gpt3.py --size=gpt3-1.3b --data_dir=data_corpus
 
 GPT-3's blocks alternate between dense and sparse attention; here all of them are dense, as in
-GPT-2. The optimizer is the paper's; for the smallest size, see what config/gpt2.py says of Muon.
-What each size takes in memory and time is computed by python tests/bench_scale.py --paper.
+GPT-2. The optimizer is the paper's; for the smallest size, see what config/gpt2.py says about Muon.
+python tests/bench_scale.py --paper estimates the memory and time that each size takes.
 """
 _table = {  # learning rate, batch in tokens
     "gpt3-125m": (6.0e-4, 0.5e6),

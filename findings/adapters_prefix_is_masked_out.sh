@@ -9,10 +9,10 @@
 # numbers that are added, but the mask is boolean there and False means masked. The prefix has no
 # gradient, either, so that training on padded batches leaves it as it was drawn. Without padding
 # there is no mask, and is_causal=True is used with more keys than queries: then the first query
-# sees the first key alone, the second two, and so on. That's the prefix; of the text each token
-# sees what is at least as many tokens back as the prefix is long, and neither itself nor those
-# between. In generate() the steps of one token, which need no mask, see everything again, so they
-# compute something else than training did. Nothing fails, nothing warns.
+# sees the first key alone, the second two, and so on. With a prefix of n keys, each token sees the
+# prefix and only those text tokens that are at least n positions back, not even itself. In
+# generate() the steps of one token, which need no mask, see everything again, so they compute
+# something different from what training did. Nothing fails, nothing warns.
 #
 # Seen (a 2-layer GPT-2 with random weights, 12 tokens, a prefix of 4; largest error of the logits
 # against GPT-2 with the prefix as its key/value cache, and against GPT-2 without prefix; size of

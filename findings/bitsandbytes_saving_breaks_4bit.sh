@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Guess: taking the state_dict of a layer leaves the layer as it is, and what
-# is saved is what was computed with, also with bitsandbytes' 4-bit layers on
+# Guess: taking the state_dict of a layer leaves the layer as it is, and the
+# saved weights are those it computed with, also with bitsandbytes' 4-bit layers on
 # a CPU (Linear4bit, which transformers' load_in_4bit puts into a model).
 #
 # Versions: torch 2.13.0, bitsandbytes 0.50.2.

@@ -4,7 +4,7 @@
 # without alternatives. The scores are of the same kind as those of any other hypothesis, the sum of
 # the log-probabilities of its tokens over their number (length_penalty=1, the default).
 #
-# ctranslate2 4.8.5, transformers 5.24.0, torch 2.13.0: both isn't so. For alternatives max_length
+# ctranslate2 4.8.5, transformers 5.24.0, torch 2.13.0: neither is true. For alternatives max_length
 # counts the prompt, too, all but its last token, though it isn't in the result; without
 # alternatives it counts new tokens, since 2023. If the prompt is longer than max_length (512,
 # unless told otherwise), each alternative is one token, and nothing tells that it was cut. Second,

@@ -5,10 +5,10 @@
 #
 # Versions: ctranslate2 4.8.5.
 #
-# Seen: beside a prompt of one token, all others come back with their result,
-# but for their first token. They count towards max_length, so that fewer new
-# tokens follow, or none, and as certain tokens in the score, which becomes
-# higher. Beside a prompt of two tokens or more, all is as guessed.
+# Seen: beside a prompt of one token, all other prompts are returned as part of
+# their results, except for their first token. They count towards max_length,
+# so that fewer new tokens follow, or none, and as certain tokens in the score,
+# which becomes higher. Beside a prompt of two tokens or more, all is as guessed.
 #
 #   alone:                 8 new tokens, score -2.88
 #   beside a prompt of 2:  8 new tokens, score -2.88

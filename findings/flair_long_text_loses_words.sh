@@ -4,9 +4,9 @@
 # word gets the hidden state of its token in one of the windows, as it is with BERT.
 #
 # flair 0.15.1 with transformers 4.57.6 (the version it asks for), torch 2.13.0: with GPT-2, two
-# tokens are lost wherever one window goes over into the next. flair takes the windows apart as if
+# tokens are lost wherever one window ends and the next begins. flair takes the windows apart as if
 # each had a [CLS] and a [SEP], two special tokens less of text than its length. GPT-2 has none, so
-# its windows go on by two tokens more than flair takes of them: the first two that ought to come
+# its windows advance by two tokens more than flair keeps of them: the first two that ought to come
 # from the next window are in neither part. A word that is only one of these has a vector of
 # zeros as its embedding, whatever the word is; one of several tokens is made of those that are left
 # (the last instead of the first, or a mean without them). They are also missing in the mean, of

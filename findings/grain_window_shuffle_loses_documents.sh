@@ -4,8 +4,8 @@
 # WindowShuffleIterDataset).
 #
 # grain 0.2.18: not WindowShuffleMapDataset, unless the number of documents is a multiple of the
-# window. The last window is shuffled as if it were a whole one, so that some of its indices lie
-# behind the end; the dataset takes those modulo its length, which gives documents from the
+# window. The last window is shuffled as if it were a whole one, so that some of its indices are
+# past the end; the dataset takes those modulo its length, which gives documents from the
 # beginning for a second time, while as many of the last window's never come. len() and the number
 # of documents are right. The same documents are left out in each run with the same seed, and a
 # window that is larger than the whole dataset is no protection. WindowShuffleIterDataset, with

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Guess: inseq step score "perplexity" of a token is 1/p (exp of its cross-entropy), e.g. the
-# vocabulary's size for a uniform model.
+# Guess: inseq's step score "perplexity" of a token is 1/p (the exponential of its cross-entropy):
+# for a uniform model, the size of the vocabulary.
 #
 # inseq 0.7.1, transformers 5.24.0: it is 2 to the power of the cross-entropy, but the cross-entropy
 # is torch's, in nats: p to the power of -0.69 in place of -1. A model that knows nothing about

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Guess: a fast tokenizer that loads GPT-2's tokenizer.json gives GPT-2's ids on ASCII prose and
-# code, and for special tokens in the text. iree-tokenizer is one (a drop-in, by its page).
+# code, and for special tokens in the text. iree-tokenizer is one (its page: a drop-in).
 #
 # iree-tokenizer 0.3.0 (the newest): text is lost in two ways, in silence. First, encode(),
 # encode_to_array(), encode_rich() and encode_batch() give at most half as many ids as the text has

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Guess: mlx: mx.checkpoint with dropout: gradient same mask as in forward.
+# Guess: with MLX's mx.checkpoint and dropout, the backward pass has the forward pass's mask.
 #
 # mlx 0.32.4 (mlx-cpu), mlx-lm 0.32.2: it isn't. For the backward pass a checkpointed function is
 # called again, and what is drawn in it comes from mx.random.state as that is by then. Nothing

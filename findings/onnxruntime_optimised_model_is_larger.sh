@@ -8,7 +8,7 @@
 # Seen: the optimised file is twice as large. The output matrix is the
 # transposed embedding; "basic" optimisation folds that transpose into a new
 # constant, while the embedding itself is still needed for look-ups. The file
-# and the session hold both, and later steps, as quantization to int8, too.
+# and the session hold both, and so do later steps such as int8 quantization.
 #
 #   as built: 20.5 MB, matrices [[20000, 256]]
 #   optimised: 41.0 MB, matrices [[20000, 256], [256, 20000]]

@@ -5,8 +5,8 @@
 #
 # pyvene 0.1.8, transformers 5.24.0 (it asks for 4.45.1 or later), torch 2.13.0: nothing happens.
 # The component stands for the input of the dropout after the softmax, h[i].attn.attn_dropout. GPT-2
-# still has that module, but attention of the default kind (sdpa), and "eager", too, drop out with a
-# function and never call it, so the hook on it doesn't run. pyvene doesn't notice that a hook
+# still has that module, but attention of the default kind (sdpa), and "eager", too, use F.dropout
+# and never call it, so the hook on it doesn't run. pyvene doesn't notice that a hook
 # hasn't run: the outputs are those of the model as it was, for ZeroIntervention,
 # VanillaIntervention and functions alike. "This head's attention pattern has no influence", for
 # all heads of all layers, is what one reads from it. (CollectIntervention does fail, with a

@@ -6,7 +6,7 @@
 # torch 2.13.0: cumsum(1), cumprod(1) and logcumsumexp(1) gather a tensor that is sharded in
 # dimension 1 first, and are right. cumsum(-1), cumprod(-1) and logcumsumexp(-1) are not: their
 # rule for sharding compares -1, as it was given, with the sharded dimensions 0 and 1, finds
-# nothing to gather, and each process starts anew. The result is a DTensor that calls itself
+# nothing to gather, and each process starts again. The result is a DTensor that calls itself
 # sharded, with nothing to say that it is wrong. So for a text that is sharded along its
 # positions, as for context parallelism, the usual position numbers of a padded batch,
 # attention_mask.cumsum(-1) - 1, begin again at 0 in each process; and probabilities that are

@@ -3,7 +3,7 @@
 # inputs x outputs, as for the same model made of nn.Linear, which keeps outputs x inputs: a
 # transposed matrix has the transposed update.
 #
-# torch 2.13.0, transformers 5.24.0: the direction is the transposed one, but not the length. By
+# torch 2.13.0, transformers 5.24.0: the direction is transposed, as it should be; the length differs. By
 # default (adjust_lr_fn "original") torch.optim.Muon multiplies the learning rate by the square
 # root of rows / columns where there are more rows, which is meant to be outputs / inputs. In
 # GPT-2's Conv1D rows are inputs. So c_fc, which widens, moves half as far as it would as a

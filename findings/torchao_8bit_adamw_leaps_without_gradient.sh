@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The guess: torchao's AdamW8bit and AdamWFp8 move every weight as AdamW does, to some per cent. In
+# Guess: torchao's AdamW8bit and AdamWFp8 move each weight as AdamW does, within a few percent. In
 # particular no weight moves much farther than the learning rate in one step.
 #
 # torchao 0.18.0, torch 2.13.0: both moments are rounded to 8 bits, relative to the largest of 256

@@ -101,7 +101,7 @@ JUNK = [None, True, -1, 0, 7, 2.5, "", "x", "uint8", "float32", "object", "S3", 
 
 
 def damage(value, dice):
-    """Return a copy of nested dicts and lists in which one thing is gone, other or new."""
+    """Return a copy of nested dicts and lists in which one thing is missing, changed or added."""
     if isinstance(value, dict) and value and dice.random() < 0.9:
         key = dice.choice(list(value))
         changed = {**value, key: damage(value[key], dice)}
@@ -130,8 +130,6 @@ def random_bytes(dice):
 
 # ---- trying it ----------------------------------------------------------------------------------
 
-NOTICES = ("skipped: ", "no samples will be shown: ")  # what a script may say and then go on
-
 class Trial:
     """Runs scripts and collects failures: a traceback, or an error that is not one line."""
 
@@ -150,9 +148,9 @@ class Trial:
             code = stop.code
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # tiktoken's panics are no Exceptions
+        except BaseException as error:  # tiktoken's panics are not Exceptions
             problem = f"{type(error).__name__}: {error}"
-        lines = [line for line in err.getvalue().splitlines() if not line.startswith(NOTICES)]
+        lines = err.getvalue().splitlines()
         if code in (1, 2):
             if len(lines) != 1 or not lines[0].startswith("error: ") or len(lines[0]) < 15:
                 problem = f"exit code {code}, but not one line: {lines}"

@@ -198,7 +198,7 @@ def test_a_resumed_run_counts_the_seconds_of_its_earlier_sessions(data_dir, fini
     log = tmp_path / "out" / "log.csv"
     *lines, last = log.read_text().splitlines()
     fields = last.split(",")
-    fields[train.LOG_COLUMNS.index("seconds")] = "1000"
+    fields[train.HEADER.index("seconds")] = "1000"
     log.write_text("\n".join([*lines, ",".join(fields)]))
     run(data_dir, tmp_path / "out", "--max_iters=14")
     assert all(1000 < float(row["seconds"]) < 1100 for row in rows(tmp_path / "out")[-2:])
@@ -230,7 +230,7 @@ def test_a_run_writes_snapshots_a_log_a_picture_and_the_test_result(finished_run
 
 def test_the_log_has_a_row_for_each_line_and_evaluation(finished_run, data_dir):
     log = rows(finished_run)
-    assert list(log[0]) == list(train.LOG_COLUMNS)
+    assert list(log[0]) == list(train.HEADER)
     assert [int(row["step"]) for row in log] == list(range(1, 13))
     assert [int(row["step"]) for row in log if row["val_loss"]] == [4, 8, 12]
     meta, data = train.load_data(data_dir)
