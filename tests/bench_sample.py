@@ -84,7 +84,7 @@ def tokens_per_second(generators, batch_size, vocab_size, new=NEW):
 
 def from_here(folder, dtype):
     model = GPT.from_pretrained(folder)
-    if DEVICE.type != "cpu" or dtype != "float32":  # in float32, as whoever just loads it calls it
+    if DEVICE.type != "cpu" or dtype != "float32":  # in float32, as loaded
         model = for_inference(model, DEVICE, dtype if dtype == "int8" else getattr(torch, dtype))
     return partial(model.generate, temperature=0)
 
@@ -249,7 +249,7 @@ def bench_gpt2(bytes_per_second, folder):
 
 
 def bench_mistakes(folder):
-    """What a caller can do wrong, in float32 with 8 rows, beside the table above."""
+    """Common mistakes, in float32 with 8 rows, beside the table above."""
     print("\nthe same in float32 with 8 rows, called in ways that look harmless: tokens/s")
     training = GPT.from_pretrained(folder).train()
     good = GPT.from_pretrained(folder)

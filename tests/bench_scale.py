@@ -61,7 +61,7 @@ MODELS = {  # name: (shape, sequences of a process, rounds)
 }
 TOKENS = 300e9  # Brown et al. 2020, Table 2.1
 H100 = 989e12  # FLOP/s of an H100 SXM in dense bfloat16, by NVIDIA's data sheet
-UTILISATION = 0.4  # share of it that the model's own operations get; 0.46 in the PaLM paper
+UTILIZATION = 0.4  # share of it that the model's own operations get; 0.46 in the PaLM paper
 
 
 # ---- measured -----------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def measure(row):
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.flush()
-    os._exit(0)  # FSDP would leave its group to the end of Python, which that can abort
+    os._exit(0)  # FSDP would leave its group to Python's exit, which can abort
 
 
 def tables():
@@ -125,7 +125,7 @@ def tables():
         tokens = batch * shape["block_size"]
         print(f"\n{name}, {batch} x {shape['block_size']} tokens in each process\n{'':14}"
               f"{'tokens/s of 1':>15}{'of 2':>9}{'ratio':>8}{'ms alone':>11}{'without sync':>14}"
-              f"{'with it':>9}{'synchronising':>15}")
+              f"{'with it':>9}{'synchronizing':>15}")
         for optimizer, parallel in (("adamw", "ddp"), ("muon", "ddp"), ("adamw", "fsdp")):
             row = dict(model=name, optimizer=optimizer, parallel=parallel)
             done = subprocess.run(
@@ -160,7 +160,7 @@ def paper():
             [short(16 * parameters / 1e9 / count) for count in (1, 8, 64, 1024)]
             + [short(4 * block / 1e9), f"{model.flops_per_token():.2e}".replace("e+", "e"),
                f"{flops:.2e}".replace("e+", "e")]
-            + [short(flops / (count * UTILISATION * H100) / 86400) for count in (8, 64, 1024)])
+            + [short(flops / (count * UTILIZATION * H100) / 86400) for count in (8, 64, 1024)])
             + " |")
 
 

@@ -197,7 +197,7 @@ def measure(row):
     peak = (torch.cuda.max_memory_allocated() if device.type == "cuda"
             else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     print(json.dumps({"ms": 1e3 * seconds, "tokens/s": tokens / seconds, "GB": peak / 1e9,
-                      "utilisation": tokens * model.flops_per_token() / seconds / rate,
+                      "utilization": tokens * model.flops_per_token() / seconds / rate,
                       "floor ms": 1e3 * tokens * model.flops_per_token() / rate,
                       "ceiling": rate / 1e9}))
 
@@ -215,7 +215,7 @@ def table(title, rows):
         found = json.loads(done.stdout.splitlines()[-1])
         first = first or found["ms"]
         print(f"{name:34}{found['ms']:9.1f}{found['floor ms']:10.1f}{found['tokens/s']:10,.0f}"
-              f"{found['utilisation']:12.0%}{found['GB']:9.2f}{first / found['ms']:14.2f}x",
+              f"{found['utilization']:12.0%}{found['GB']:9.2f}{first / found['ms']:14.2f}x",
               flush=True)
     return found["ms"]
 

@@ -65,7 +65,7 @@ def check(what):
 
 
 def random_tokens(folder, vocab_size, n_tokens):
-    """Write a data folder of random tokens with a tokenizer of that size, made of byte pairs."""
+    """Write a data folder of random tokens and a byte-pair tokenizer of that size."""
     folder.mkdir(parents=True)
     pairs = [chr(i // 256) + chr(i % 256) for i in range(vocab_size - 257)]
     tokenizer = {"name": "bpe", "tokens": [chr(i) for i in range(256)] + pairs}

@@ -167,8 +167,8 @@ def test_a_model_in_half_precision_generates_in_half_precision(dtype, n_embd):
 
 @pytest.mark.parametrize("n_embd", [32, 384])
 def test_text_follows_the_weights_when_they_change(n_embd):
-    """Copies of the weights in a faster layout must not outlive a change of the weights, nor a
-    text that was left unfinished."""
+    """Copies of the weights in a faster layout must not outlive a change of the weights, or an
+    unfinished generation."""
     model = tiny_model(n_embd=n_embd)
     prompt = random_ids(1, 4)
     before = model.generate(prompt, 12, temperature=0)
@@ -319,7 +319,7 @@ def test_temperature_0_takes_the_likeliest_whatever_the_other_options_are():
 
 
 def binomial_tail(count, n, p):
-    """The probability that n draws with probability p are as far from their mean as count is."""
+    """The probability of a count at least as far from n * p as this one, in n draws."""
     distance = abs(count - n * p)
     return sum(math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
                         + k * math.log(p) + (n - k) * math.log1p(-p)) if p < 1 else float(k == n)

@@ -72,7 +72,7 @@ LONG = [*TINY, "--max_iters=120", "--lr_schedule=step", "--lr_step_iters=40", "-
 # ---- running, interrupting, comparing -----------------------------------------------------------
 
 def child(main, arguments, output, strikes, environment):
-    """In a forked process: run a script's main, its output going to a file, struck on the way."""
+    """In a forked process: run a script's main, its output going to a file, and strike it."""
     os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
@@ -84,8 +84,8 @@ def child(main, arguments, output, strikes, environment):
 
 
 def arm(strikes):
-    """Prepare this process's strikes (place, count, action): the action is called at the count-th
-    arrival at the place; the next strike begins to count when the one before it has fallen."""
+    """Prepare this process's strikes (place, count, action), one after the other: the action is
+    called at the count-th arrival at the place, and then the next strike is armed."""
     strikes = list(strikes)
     arrivals = 0
 
@@ -106,7 +106,7 @@ def arm(strikes):
         return call
 
     class WatchedFile(io.FileIO):
-        def write(self, data):  # in two halves, and what strikes strikes in between
+        def write(self, data):  # in two halves, so that a strike can fall in between
             half = len(data) // 2
             written = super().write(data[:half])
             arrive("write")

@@ -116,7 +116,7 @@ def value_and_gradients(loss_of, x, weight):
     return loss, *torch.autograd.grad(loss, (x, weight))
 
 
-@pytest.mark.parametrize("n, vocab_size", [(7, 61), (7, 128), (100, 180_000)])  # the last: chunks
+@pytest.mark.parametrize("n, vocab_size", [(7, 61), (7, 128), (100, 180_000)])  # the last in chunks
 @pytest.mark.parametrize("loss_of", [padded_cross_entropy, linear_cross_entropy])
 def test_each_loss_equals_cross_entropy_in_value_and_gradients(loss_of, n, vocab_size):
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def test_each_loss_equals_cross_entropy_in_value_and_gradients(loss_of, n, vocab
 
 @pytest.mark.parametrize("loss_of", [padded_cross_entropy, linear_cross_entropy])
 def test_a_loss_in_bfloat16_has_float32s_precision_where_all_logits_are_near_minus_100(loss_of):
-    """GPT-2's logits are near -100, where bfloat16 is precise to 0.5."""
+    """GPT-2's logits are near -100, where bfloat16 has steps of 0.5."""
     torch.manual_seed(0)
     x, weight = torch.randn(1, 400, 32), torch.randn(61, 32)
     x[..., 0], weight[:, 0] = -10, 0

@@ -37,7 +37,7 @@ STILL = ["--max_iters=1", "--learning_rate=0", "--muon_learning_rate=0"]
 
 # Started by torchrun: makes the runs of a JSON list in turn, each by as many of the processes as it
 # says, and leaves a JSON file of each run and process. 'strike' is [process, iteration, what
-# befalls it there].
+# happens to it there].
 WORKER = r"""
 import contextlib, hashlib, io, json, os, signal, sys, traceback
 import torch
@@ -129,7 +129,7 @@ def free_port():
 def torchrun(*arguments):
     """Start torchrun, whose processes compute with one thread each.
 
-    With PyTorch 2.13's default, processes that are started anew can find the addresses of those
+    With PyTorch 2.13's default, processes that are restarted can find the addresses of those
     that were killed, and wait for them (pytorch/pytorch issue 135712): TORCH_DISABLE_SHARE_...
     """
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
@@ -259,7 +259,7 @@ def test_any_number_of_processes_sees_each_batch_of_one_process_once(alone, many
     assert sorted(together) == sorted(alone.batches)
 
 
-def test_ddp_synchronises_gradients_once_an_iteration_not_once_a_micro_batch(many):
+def test_ddp_synchronizes_gradients_once_an_iteration_not_once_a_micro_batch(many):
     for report in many.reports("ddp"):
         assert len(report["batches"]) == 100
         assert report["syncs"] == 50  # all gradients are one bucket here
