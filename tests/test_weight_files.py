@@ -186,7 +186,7 @@ def refusal(folder):
 
 @contextlib.contextmanager
 def peak_below(kilobytes):
-    """What runs inside may use at most this much more memory; checked where Linux tells the peak."""
+    """What runs inside may use at most this much more memory; checked where Linux reports it."""
     def peak():
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
