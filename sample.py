@@ -95,7 +95,7 @@ def main(arguments):
         text = "".join(piece + ("\n" if is_last else "") for piece, is_last in pieces)
         text = text.removesuffix("\n")
     else:
-        text = sys.stdin.read() if start == "-" else start
+        text = sys.stdin.buffer.read().decode() if start == "-" else start
     if init_from in ("auto", "resume"):
         model = GPT.from_snapshot(get_snapshot(out_dir, snapshot))
     else:
@@ -161,7 +161,7 @@ def converse(model, encoding):
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         try:
-            if not (line := sys.stdin.readline()):
+            if not (line := sys.stdin.buffer.readline().decode()):
                 return
             if line.startswith("/"):
                 words = line[1:].strip().replace("=", " ", 1).split(maxsplit=1)  # name, value
@@ -172,7 +172,7 @@ def converse(model, encoding):
                 if seed != current["seed"]:
                     generator.manual_seed(seed)
             else:
-                respond(model, encoding, line.rstrip("\n"), generator)
+                respond(model, encoding, line.rstrip("\r\n"), generator)
         except (ValueError, KeyboardInterrupt) as error:
             print(error, file=sys.stderr)
         except SystemExit:  # config.usage has printed why

@@ -231,7 +231,7 @@ class Run:
     best_val_loss: float = math.inf
     best_measure: list = None  # what best_val_loss was measured on
     n_iters: int = 0  # iterations to do
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
     n_skipped: int = 0  # iterations with inf or nan in the loss or the gradient
     resumed_from: Path = None
     log: list = field(default_factory=list)  # the rows of log.csv
@@ -737,7 +737,7 @@ def report(run, text):
 
 def progress(run):
     """Return a line with the run's progress, average speed and remaining time."""
-    seconds = time.time() - run.started
+    seconds = time.monotonic() - run.started
     speed = run.sequences * block_size / seconds
     left = (run.n_iters - run.step) * seconds / run.step
     return (f"iteration {run.step}/{run.n_iters}: {seconds:.2f} s, loss {run.loss:.4f}, "
@@ -757,7 +757,7 @@ def log_progress(run):
             run.best_val_loss = val["loss"]
             save_snapshot(run, "best.pt")
     row = dict(step=run.step, epoch=run.sequences / (len(run.data["train"]) // block_size),
-               tokens=run.sequences * block_size, seconds=time.time() - run.started,
+               tokens=run.sequences * block_size, seconds=time.monotonic() - run.started,
                lr=learning_rate * lr_factor(run.step - 1, run.n_iters), train_loss=run.loss)
     run.log.append(row | {f"val_{name}": value for name, value in val.items()})
     line = progress(run)

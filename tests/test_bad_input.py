@@ -175,7 +175,8 @@ def trial(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prepare.tiktoken, "get_encoding", no_network)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("/temperature 1e-320\n/top_p x\n/\nA prompt\n"))
+    lines = b"/temperature 1e-320\n/top_p x\n/\nA prompt\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
     Path("file").write_text("a file")
     limits = resource.getrlimit(resource.RLIMIT_AS)
     if sys.platform == "linux":

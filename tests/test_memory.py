@@ -38,7 +38,7 @@ def iterations(count):
     assert config.run(train.main, [*tiny, f"--max_iters={count}"]) == 0
 
 def generations(count):
-    sys.stdin = io.StringIO("A prompt\\n" * count)
+    sys.stdin = io.TextIOWrapper(io.BytesIO(b"A prompt\\n" * count))
     assert config.run(sample.main, [f"--out_dir={folder}/out", "--interactive", "--device=cpu",
                                     "--max_new_tokens=20"]) == 0
 

@@ -154,6 +154,7 @@ def test_the_prompt_comes_from_the_command_line_a_file_or_standard_input(text_of
     assert out.startswith(prompt) and len(out) > len(prompt) + 20
     assert text_of(f"--start=FILE:{tmp_path / 'prompt.txt'}") == out
     assert text_of("--start=-", stdin=prompt.encode()) == out
+    assert text_of("--start=-", stdin=b"a\r\nb").startswith("a\r\nb")
 
 
 def test_an_empty_prompt_begins_a_new_document(text_of, model, encoding, tmp_path):
@@ -288,6 +289,12 @@ def test_interactive_continues_each_line_until_the_input_ends(sampled, model, en
     generator = torch.Generator().manual_seed(1337)
     assert out == "".join(continuations(model, encoding, prompt, seed=generator)[0] + "\n"
                           for prompt in ("To be", "Être", ""))
+
+
+def test_interactive_answers_the_other_lines_where_one_is_not_utf_8(sampled):
+    code, out, err = sampled("--interactive", "--max_new_tokens=0",
+                             stdin=b"one\ntwo\r\n\xff\nthree\nfour")
+    assert code == 0 and out == "one\ntwo\nthree\nfour\n" and err.count("utf-8") == 1
 
 
 def test_interactive_gives_a_new_text_each_time_and_the_seeds_first(sampled, model, encoding):

@@ -320,10 +320,17 @@ def test_samples_continue_the_prompt_and_predicted_is_what_the_model_expects(dat
 
 
 def test_the_progress_says_the_average_speed_and_the_time_left():
-    run = SimpleNamespace(started=time.time() - 50, sequences=200, n_iters=100, step=25, loss=1.5,
-                          model=SimpleNamespace(flops_per_token=lambda: 10**9))
+    run = SimpleNamespace(started=time.monotonic() - 50, sequences=200, n_iters=100, step=25,
+                          loss=1.5, model=SimpleNamespace(flops_per_token=lambda: 10**9))
     speed = 200 * train.block_size / 50
     assert train.progress(run).endswith(f" {speed:,.0f} tokens/s, {speed:,.0f} GFLOP/s, 150 s left")
+
+
+def test_a_clock_that_is_set_back_changes_no_seconds(data_dir, tmp_path, monkeypatch):
+    falling = itertools.count(time.time(), -1000)
+    monkeypatch.setattr(time, "time", lambda: next(falling))
+    run(data_dir, tmp_path, "--max_iters=3", "--log_interval=1")
+    assert all(0 < float(row["seconds"]) < 100 for row in rows(tmp_path))
 
 
 def test_samples_and_expectations_are_shown(data_dir, tmp_path):
