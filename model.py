@@ -236,7 +236,7 @@ class GPT(nn.Module):
 
     def save_pretrained(self, folder, tokenizer=None):
         """Write model and tokenizer into a new folder, in Hugging Face's format."""
-        export(self, folder, tokenizer or self.tokenizer)
+        export(self, Path(folder), tokenizer or self.tokenizer)
 
 
 class Cache:
@@ -252,7 +252,7 @@ class Cache:
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
         self.past = torch.empty(shape, device=weight.device, dtype=weight.dtype)
         self.length = 0  # positions filled, or being filled
-        self.n_ids = n_token_ids(model.tokenizer)  # logits beyond it are padding; None: keep all
+        self.n_ids = n_token_ids(model.tokenizer) if model.tokenizer else config.vocab_size
 
     def extend(self, T):
         """Make room for T new tokens, and set what they attend to. Return their positions (T,)."""
@@ -277,10 +277,10 @@ class Cache:
         emptied, and the newest half of a block is read as if the text began there."""
         block_size = self.model.config.block_size
         unread = idx[:, -block_size:] if self.length == 0 else idx[:, -1:]
-        if self.length + unread.size(1) > block_size:
+        if self.length == block_size:
             self.length = 0
             unread = idx[:, -max(1, block_size // 2):]
-        return self.read(unread)[:, :self.n_ids]
+        return self.read(unread)[:, :self.n_ids]  # the logits beyond it are padding
 
     def read(self, ids):
         return self.model(ids, cache=self)[0][:, -1]  # calls extend, and update in each layer
@@ -309,8 +309,7 @@ def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
 
 # ---- plumbing: skip on a first reading ----
 
-# GPT-2's shapes as published; GPT-3's from Table 2.1 of Brown et al. 2020, except for two whose
-# heads don't divide their width (the table has 24 heads for 1.3B, a width of 5140 for 13B).
+# GPT-2's shapes; GPT-3's from Table 2.1 of Brown et al. 2020, but n_head has to divide n_embd.
 SIZES = {
     "gpt2": dict(n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium": dict(n_layer=24, n_head=16, n_embd=1024),
@@ -319,10 +318,10 @@ SIZES = {
     "gpt3-125m": dict(n_layer=12, n_head=12, n_embd=768, block_size=2048),
     "gpt3-350m": dict(n_layer=24, n_head=16, n_embd=1024, block_size=2048),
     "gpt3-760m": dict(n_layer=24, n_head=16, n_embd=1536, block_size=2048),
-    "gpt3-1.3b": dict(n_layer=24, n_head=16, n_embd=2048, block_size=2048),
+    "gpt3-1.3b": dict(n_layer=24, n_head=16, n_embd=2048, block_size=2048),  # there: n_head=24
     "gpt3-2.7b": dict(n_layer=32, n_head=32, n_embd=2560, block_size=2048),
     "gpt3-6.7b": dict(n_layer=32, n_head=32, n_embd=4096, block_size=2048),
-    "gpt3-13b": dict(n_layer=40, n_head=40, n_embd=5120, block_size=2048),
+    "gpt3-13b": dict(n_layer=40, n_head=40, n_embd=5120, block_size=2048),  # there: n_embd=5140
     "gpt3-175b": dict(n_layer=96, n_head=96, n_embd=12288, block_size=2048),
 }
 
@@ -361,8 +360,7 @@ def attention(q, k, v, is_causal=True, mask=None):
 
 
 def linear_cross_entropy(x, weight, targets):
-    """Return the mean loss of x (N, C) with targets (N,), ignoring -1. Equivalent to:
-        return F.cross_entropy(F.linear(x, weight), targets, ignore_index=-1)"""
+    """F.cross_entropy(F.linear(x, weight), targets, ignore_index=-1) for x (N, C), targets (N,)."""
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     with torch.autocast(x.device.type, enabled=False):
@@ -393,11 +391,10 @@ def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processe
     """Yield the sum of the losses, in nats, of each batch. A window (begin, first, end) predicts
     tokens[first:end], each from the tokens since begin. loss_of(inputs, targets) is the mean loss.
     Batches are padded with -1 to one shape. Each process gets as many (FSDP); some may be empty."""
-    first_window = rank * batch_size
-    for i in range(first_window, first_window + len(windows), n_processes * batch_size):
+    for i in range(0, len(windows), n_processes * batch_size):
         ids = torch.zeros(batch_size, 1 + block_size, dtype=torch.int64)
         targets = torch.full((batch_size, 1 + block_size), -1)
-        for row, (begin, first, end) in enumerate(windows[i:i + batch_size]):
+        for row, (begin, first, end) in enumerate(windows[i + rank * batch_size:][:batch_size]):
             ids[row, :end - begin] = torch.from_numpy(tokens[np.arange(begin, end)])
             targets[row, first - begin:end - begin] = ids[row, first - begin:end - begin]
         count = (targets != -1).sum().item()
@@ -415,16 +412,13 @@ def uniform_rows(n_rows, generator, device):
 
 
 def n_token_ids(tokenizer):
-    """Return how many ids a tokenizer has, or None without one."""
-    if tokenizer is None:
-        return None
+    """Return how many ids a tokenizer has."""
     special = tokenizer.get("special", {"": len(tokenizer["tokens"])})
     return 1 + max(len(tokenizer["tokens"]) - 1, *special.values())
 
 
 def new_cache(model, n_rows, max_new_tokens, compile=False):
-    """Return the fastest Cache for generating n_rows texts. On a CPU, its model may be a copy whose
-    large layers are packed, with the weights as they are now; the other weights are shared."""
+    """Return the fastest Cache for n_rows texts; on a CPU, its model may be a packed copy."""
     head = model.lm_head.weight
     is_plain = isinstance(head, nn.Parameter) and not hasattr(head, "full_tensor")  # not int8, FSDP
     if model.training or not is_plain or torch.is_autocast_enabled(head.device.type):
@@ -433,11 +427,9 @@ def new_cache(model, n_rows, max_new_tokens, compile=False):
         return CUDAGraphCache(model, n_rows) if compile else Cache(model, n_rows)
     supported = torch.backends.mkldnn.is_available() and (head.dtype == torch.float32 or (
         head.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
-    # On Intel's CPUs, Intel's MKL (F.linear in float32) is faster for one or two rows.
-    cpu_name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
-    is_mkl_faster = n_rows <= 2 and head.dtype == torch.float32 and "Intel" in cpu_name
-    # Packing takes as long as a few steps.
-    if supported and n_rows * max_new_tokens >= 32 and not is_mkl_faster:
+    cpu = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
+    is_mkl_faster = n_rows <= 2 and head.dtype == torch.float32 and "Intel" in cpu  # MKL: F.linear
+    if supported and n_rows * max_new_tokens >= 32 and not is_mkl_faster:  # packing takes time
         # With AMX, bfloat16 weights that are packed for two rows are faster for one, too.
         model = packed(model, n_rows if head.dtype == torch.float32 else max(2, n_rows))
     return Cache(model, n_rows)
@@ -464,17 +456,16 @@ def for_inference(model, device, dtype):
         model.lm_head.weight = nn.Parameter(weight - weight.mean(dim=0), requires_grad=False)
     if dtype != "int8":
         return model.to(device, dtype).eval()
-    for layer in model.modules():
-        if type(layer) is nn.Linear:
-            weight = layer.weight.detach()
-            scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
-            zeros = torch.zeros(len(weight), dtype=torch.int64)
-            with warnings.catch_warnings(action="ignore"):  # quantize_per_channel is deprecated
-                weight = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-            weight = torch.ops.quantized.linear_prepack(weight, layer.bias)
-            layer.forward = partial(torch.ops.quantized.linear_dynamic, W_prepack=weight,
-                                    reduce_range=True)
-            layer.weight = None
+    for layer in [module for module in model.modules() if type(module) is nn.Linear]:
+        weight = layer.weight.detach()
+        scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+        zeros = torch.zeros(len(weight), dtype=torch.int64)
+        with warnings.catch_warnings(action="ignore"):  # quantize_per_channel is deprecated
+            weight = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        weight = torch.ops.quantized.linear_prepack(weight, layer.bias)
+        layer.forward = partial(torch.ops.quantized.linear_dynamic, W_prepack=weight,
+                                reduce_range=True)
+        layer.weight = None
     return model.eval()
 
 
@@ -551,16 +542,15 @@ def read_snapshot(path, **changes):
         if "model_args" in snapshot:
             print("note: nanoGPT computes GELU exactly, this model its tanh form, as GPT-2 does: "
                   "the loss differs slightly", file=sys.stderr)
-            is_gpt2 = snapshot["model_args"]["vocab_size"] >= 50257
-            snapshot = dict(format_version=2, model_config=snapshot["model_args"],
-                            model_state_dict=snapshot["model"],
-                            tokenizer=prepare.find_tokenizer("gpt2") if is_gpt2 else None)
-        if snapshot.get("format_version") != 2:
+            shape = snapshot["model_args"]
+            tokenizer = prepare.find_tokenizer("gpt2") if shape["vocab_size"] >= 50257 else None
+            state = {re.sub(PREFIXES, "", key): tensor for key, tensor in snapshot["model"].items()
+                     if not key.endswith(".attn.bias")}  # the causal mask
+            snapshot = dict(model_config=shape, model_state_dict=state, tokenizer=tokenizer)
+        elif snapshot.get("format_version") != 2:
             raise ValueError("not a snapshot of this version of train.py (format_version 2)")
-        state = snapshot["model_state_dict"]
         model = with_weights(GPTConfig(**(snapshot["model_config"] | changes)),
-                             {re.sub(PREFIXES, "", key): state[key] for key in state
-                              if not key.endswith(".attn.bias")})  # nanoGPT's causal mask
+                             dict(snapshot["model_state_dict"]))  # a copy, which is emptied
         model.tokenizer = snapshot["tokenizer"]
         if model.tokenizer:
             prepare.load_tokenizer(model.tokenizer)  # raises an error if it is damaged
@@ -587,8 +577,7 @@ def snapshots(out_dir):  # -> their paths, the newest first
 def torch_load(path, mmap=True):
     """Return what torch.save wrote. Nothing in it is executed."""
     is_zip = zipfile.is_zipfile(path)  # before 2020, torch.save wrote another format
-    damaged = zipfile.ZipFile(path).testzip() if is_zip else None  # compares all checksums
-    if damaged:
+    if is_zip and (damaged := zipfile.ZipFile(path).testzip()):  # compares all checksums
         raise ValueError(f"its record {damaged} is damaged")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
 
@@ -598,9 +587,8 @@ GPT2 = dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilo
             scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
             add_cross_attention=False, tie_word_embeddings=True)
 CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's, OpenAI's
-# The files a model's weights may be in; the first that exists is used.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                "checkpoint", "model.ckpt.index")
+                "checkpoint", "model.ckpt.index")  # a model's weights are in the first that exists
 PREFIXES = r"^(module\.|_orig_mod\.)+"  # of DDP's and torch.compile's wrappers
 
 
@@ -638,16 +626,14 @@ def with_weights(config, state):
 def read_weights(folder, dropout):
     """Return the GPTConfig and {name: tensor} of a folder with config.json (or hparams.json)."""
     path = next(folder / name for name in CONFIG_FILES if (folder / name).exists())
-    # One activation function has two names.
-    about = json.loads(path.read_bytes().replace(b'"gelu_pytorch_tanh"', b'"gelu_new"'))
-    n_embd = about.get("n_embd")
-    n_inner = (4 * n_embd) if about.get("n_inner") else None
+    about = json.loads(path.read_bytes().replace(b'"gelu_pytorch_tanh"', b'"gelu_new"'))  # synonyms
+    n_inner = (4 * about["n_embd"]) if about.get("n_inner") else None
     for key, expected in (GPT2 | {"n_inner": n_inner, "quantization_config": None}).items():
         if about.get(key, expected) != expected:
             raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {expected!r}")
     config = GPTConfig(about.get("n_positions", about.get("n_ctx")),
                        about.get("vocab_size", about.get("n_vocab")), about.get("n_layer"),
-                       about.get("n_head"), n_embd, dropout)
+                       about.get("n_head"), about.get("n_embd"), dropout)
     readers = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
     state = {}
     for path in weight_files(folder):
@@ -656,8 +642,7 @@ def read_weights(folder, dropout):
             key = re.sub(PREFIXES, "", key)
             if re.search(r"\.attn\.(masked_)?bias$|^multiple_choice_head\.", key):
                 continue  # the causal mask of old files; GPT2DoubleHeadsModel's second head
-            if not key.startswith(("transformer.", "lm_head.")):
-                key = f"transformer.{key}"
+            key = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
             # GPT-2 stores the matrices in its blocks as (in, out), nn.Linear as (out, in).
             state[key] = tensor.t() if ".h." in key and tensor.dim() == 2 else tensor
     wte = state["transformer.wte.weight"]
@@ -693,11 +678,10 @@ def weight_files(folder):
 def hub_folder(name):
     """Return a model's folder in Hugging Face's cache; missing files are downloaded."""
     model, _, revision = name.partition("@")
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
-    cache /= "models--" + model.replace("/", "--")
-    branch = cache / "refs" / (revision or "main")  # holds the commit of a branch
-    revision = branch.read_text().strip() if branch.exists() else branch.name
+    hub = os.environ.get("HF_HUB_CACHE", os.environ.get("HF_HOME", "~/.cache/huggingface") + "/hub")
+    cache = Path(hub, f"models--{model.replace('/', '--')}").expanduser()
+    ref = cache / "refs" / (revision or "main")  # holds the commit of a branch
+    revision = ref.read_text().strip() if ref.exists() else (revision or "main").replace("/", "%2F")
     folder = cache / "snapshots" / revision
 
     def get(name):
@@ -758,7 +742,7 @@ def read_tensorflow(path):
         byte, = stream.read(1)
         return byte if byte < 128 else byte - 128 + (read_number(stream) << 7)
 
-    def checksum(data):  # CRC-32C (Castagnoli) as TensorFlow stores it, four bytes
+    def checksum(data):  # CRC-32C (Castagnoli) as TensorFlow stores it; slow for large tensors
         crc = 0xFFFFFFFF
         for byte in data:
             crc ^= byte
@@ -799,31 +783,27 @@ def read_tensorflow(path):
             shard, offset = (fields.get(field, [0])[0] for field in (3, 4))
             data = path.with_suffix(f".data-{shard:05d}-of-{n_shards:05d}")
             tensor = memory_map(data, offset, torch.float32, shape[-2:])  # some are (1, n, m)
-            is_small = tensor.nbytes <= 65536  # checking larger ones would take long
-            if (dtype != 1 or fields[5] != [tensor.nbytes] or
-                    (is_small and fields[6] != [checksum(tensor.numpy().tobytes())])):
+            is_damaged = tensor.nbytes < 2**16 and fields[6] != [checksum(tensor.numpy().tobytes())]
+            if is_damaged or dtype != 1 or fields[5] != [tensor.nbytes]:
                 raise ValueError(f"{name} is damaged, or not float32")
-            name = name.replace("model/h", "h.").replace("model/", "").replace("/", ".")
-            name = re.sub(r"\.b$", ".bias", name)
-            weights[re.sub(r"(\.[wg]|(?<=^w.e))$", ".weight", name)] = tensor
+            name = re.sub("/[wg]$|(?<=w[tp]e)$", ".weight", re.sub("/b$", ".bias", name))
+            weights[name.replace("model/h", "h.").replace("model/", "").replace("/", ".")] = tensor
     return weights
 
 
 def export(model, folder, tokenizer):
     """Write config.json, model.safetensors and the tokenizer's files, all of them or none."""
-    folder = Path(folder)
     config = model.config
     if model.lm_head.weight is not model.transformer.wte.weight:
         raise ValueError("the output matrix is not the token embedding (for_inference unties them)")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose another folder")
-    files = {}
+    files = prepare.tokenizer_files(tokenizer) if tokenizer else {}
     end_id = config.vocab_size - 1
     if tokenizer:
         encoding = prepare.load_tokenizer(tokenizer)
         end_id = encoding.eot_token
         eot = encoding.decode([end_id])
-        files = prepare.tokenizer_files(tokenizer)
         files["tokenizer_config.json"] = dict(
             tokenizer_class="GPT2Tokenizer", model_max_length=config.block_size,
             clean_up_tokenization_spaces=False, bos_token=eot, eos_token=eot, unk_token=eot)
@@ -855,6 +835,5 @@ def export(model, folder, tokenizer):
                 file.write(content if isinstance(content, str) else json.dumps(content, indent=2))
         with prepare.atomic_write(new / "model.safetensors") as file:
             file.write(len(header).to_bytes(8, "little") + header)
-            for tensor in weights.values():
-                file.write(tensor.contiguous().numpy())
+            file.writelines(tensor.contiguous().numpy() for tensor in weights.values())
         os.replace(new, folder)

@@ -485,13 +485,14 @@ def test_a_model_is_downloaded_once(hub, trained, tmp_path, monkeypatch):
 
 def test_a_revision_shards_and_a_bin_are_found(hub, trained, exported, tmp_path):
     from test_weight_files import write_bin, write_shards
-    for name, write in (("a/shards", write_shards), ("bin", write_bin)):
+    for name, write, revision in (("a/shards", write_shards, "v1.0"),
+                                  ("bin", write_bin, "refs/pr/7")):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         shutil.copy(exported / "config.json", folder)
         write(folder, gpt2_tensors(trained))
-        hub.put(name, folder, "v1.0")
-        found = GPT.from_pretrained(f"{name}@v1.0")
+        hub.put(name, folder, revision.replace("/", "%2F"))
+        found = GPT.from_pretrained(f"{name}@{revision}")
         assert same(trained, found) and found.tokenizer is None
     with pytest.raises(ValueError, match="status 404"):
         GPT.from_pretrained("bin")  # there is no main
