@@ -58,8 +58,7 @@ def train_bpe(word_counts, vocab_size):
     Words begin as bytes, the tokens 0 to 255. Then the most frequent pair of adjacent tokens is
     merged into a new token, and so on (on a tie, the pair with the smaller ids).
     A word is kept as a string of one character per token, chr(id), so that a merge is str.replace:
-    once "th" is token 256, "the" is chr(256) + "e". tokens[256] is "th", its bytes as latin-1.
-    """
+    once "th" is token 256, "the" is chr(256) + "e". tokens[256] is "th", its bytes as latin-1."""
     tokens = [chr(byte) for byte in range(256)]
     ids = {token: i for i, token in enumerate(tokens)}
     words = [word.encode("utf-8").decode("latin-1") for word in word_counts]  # one per byte
@@ -96,37 +95,32 @@ def load_tokenizer(description):
     "eot_token". Encoding repeatedly merges the adjacent pair whose token was learned first."""
     tokens = description["tokens"]
     ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
-    special = description.get("special", {END_OF_TEXT: len(tokens)})
     encoding = Encoding(description["name"], pat_str=PATTERN, mergeable_ranks=ranks,
-                        special_tokens=special)
+                        special_tokens=description.get("special", {END_OF_TEXT: len(tokens)}))
     encoding.eot_token = description.get("eot_token", len(tokens))
     return encoding
 
 
 def split_by_position(pieces, n_characters):
     """Yield (split, text, False) for a single document (False: no <|endoftext|> follows)."""
-    train_end = int(n_characters * (1 - val_fraction - test_fraction))
-    val_end = int(n_characters * (1 - test_fraction))
+    fractions = (0, 1 - val_fraction - test_fraction, 1 - test_fraction, 1)
+    bounds = [int(n_characters * fraction) for fraction in fractions]  # between the splits
     position = 0  # where text begins in the document
     for text, _ in pieces:
-        for split, end in zip(SPLITS, (train_end, val_end, n_characters)):
-            part = text[:max(0, end - position)]
-            if part:
-                yield split, part, False
-            text = text[len(part):]
-            position += len(part)
+        for split, start, end in zip(SPLITS, bounds, bounds[1:]):
+            yield split, text[max(0, start - position):max(0, end - position)], False
+        position += len(text)
 
 
 def split_by_hash(pieces):
     """Yield (split, text, is_last) for many documents, assigned by a hash of how each begins."""
+    ends = {"test": test_fraction, "val": test_fraction + val_fraction, "train": 1}  # in [0, 1]
     is_new = True
     for text, is_last in pieces:
         if is_new:
             digest = hashlib.sha256(text[:65536].encode("utf-8")).hexdigest()
             u = int(digest[:12], 16) / 16**12  # uniform in [0, 1)
-            split = "train"
-            if u < val_fraction + test_fraction:
-                split = "test" if u < test_fraction else "val"
+            split = next(split for split, end in ends.items() if u < end)
         yield split, text, is_last
         is_new = is_last
 
@@ -163,7 +157,7 @@ def main(arguments):
 
     # Second pass, for a BPE: learn the tokenizer from the training split alone.
     if tokenizer == "bpe":
-        word_counts = count_words(pieces(), n_characters)
+        word_counts = count_words(pieces(), n_characters * (1 - val_fraction - test_fraction))
         description = {"name": "bpe", "tokens": train_bpe(word_counts, vocab_size)}
     else:
         description = find_tokenizer(tokenizer)
@@ -219,15 +213,13 @@ def count(pieces):
     return n_documents, n_characters
 
 
-def count_words(pieces, n_characters):
-    """Return {word: count} for bpe_sample_mb of the training split of n_characters of text."""
-    n_train = n_characters * (1 - val_fraction - test_fraction)
+def count_words(pieces, n_train):
+    """Return {word: count} for bpe_sample_mb of the training split, of about n_train characters."""
     fraction = min(1, bpe_sample_mb * 1e6 / n_train)
     # Words are capped: each merge rescans the words it changes, and an endless one takes hours.
     pattern = regex.compile(regex.sub(r"\++", "{1,99}", PATTERN))
     word_counts = collections.Counter()
-    texts = (text for split, text, _ in pieces if split == "train")
-    for i, text in enumerate(texts):
+    for i, text in enumerate(text for split, text, _ in pieces if split == "train"):
         if (i * fraction) % 1 < fraction:  # i * fraction passes an integer: sample evenly
             word_counts.update(pattern.findall(text))
     return word_counts
@@ -435,8 +427,8 @@ def read(name, file, inner_name=None):
         raise ValueError(f"{name}: convert {ending} to .jsonl or text: {CONVERTERS[ending]} "
                          f"{name} | python prepare.py --input=-.jsonl (or --input=- for text)")
     else:
-        raise ValueError(f"{name}: expected a name that ends in one of{' '.join(TEXT_ENDINGS)} .gz "
-                         ".bz2 .xz .tgz .tar .zip")
+        endings = " ".join([*TEXT_ENDINGS, *COMPRESSED, ".tgz", ".tar", ".zip"])
+        raise ValueError(f"{name}: expected a name that ends in one of{endings}")
 
 
 def json_texts(stream):
@@ -452,10 +444,9 @@ def json_texts(stream):
 
 
 def text_pieces(stream):
-    """Yield (text, is_last) for the pieces of one document. A piece ends where no token crosses:
-    before white space ("to be or not to be" may be cut after "to", but not inside " be"), or after
-    the last letter or digit of a word, but neither inside <|endoftext|> nor just before it; with
-    split_on_eot, after the last mark if any. The first piece is as long as split_by_hash needs."""
+    """Yield (text, is_last) for a document's pieces, the first as long as split_by_hash needs. They
+    end where no token crosses: before white space ("to| be"), after a word or number ("to|!"), but
+    not inside or just before <|endoftext|>; with split_on_eot, after the last such mark, if any."""
     ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"
     rest = ""
     while len(block := stream.read(2**17)) == 2**17:
@@ -542,10 +533,9 @@ def find_tokenizer(name):
     if meta := read_meta(name):
         return meta["tokenizer"]
     from model import GPT  # here, since that imports torch
-    found = GPT.from_pretrained(name).tokenizer
-    if not found:
-        raise ValueError(f"{name} has no tokenizer: put its tokenizer.json there")
-    return found
+    if found := GPT.from_pretrained(name).tokenizer:
+        return found
+    raise ValueError(f"{name} has no tokenizer: put its tokenizer.json there")
 
 
 def read_tokenizer(folder, vocab_size):
@@ -560,8 +550,7 @@ def read_tokenizer(folder, vocab_size):
         check_tokenizer(found)
     else:  # two files
         text = (folder / merges_of[name]).read_text(encoding="utf-8")
-        merges = regex.findall("(?m)^(?!#version).* .*$", text)
-        found = {"model": {"vocab": found, "merges": merges}}
+        found = {"model": dict(vocab=found, merges=regex.findall("(?m)^(?!#version).* .*$", text))}
     ids, merges = found["model"]["vocab"], found["model"]["merges"]
     special = {added["content"]: added["id"] for added in found.get("added_tokens") or ()}
     pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
@@ -587,8 +576,7 @@ def read_tokenizer(folder, vocab_size):
     tokens = [token_of.get(i) for i in range(1 + max(token_of))]
     if special == {END_OF_TEXT: len(tokens)} and None not in tokens:
         return {"name": "bpe", "tokens": tokens}
-    # config.json says which token ends a text.
-    path = folder / "config.json"
+    path = folder / "config.json"  # says which token ends a text
     end = json.loads(path.read_bytes()).get("eos_token_id") if path.exists() else None
     if end not in special.values():
         end = special.get(END_OF_TEXT, min(special.values()))
@@ -608,14 +596,13 @@ def bpe(word, ranks):
 
 def check_tokenizer(found):
     """Raise ValueError if a tokenizer.json does anything that GPT-2's doesn't."""
-    gpt2 = {  # part -> key -> allowed values; None: the key may be missing
-        "model": {"type": ["BPE"], "dropout": [None], "continuing_subword_prefix": [None, ""],
-                  "end_of_word_suffix": [None, ""]},
-        "normalizer": {"type": [None]},
-        "pre_tokenizer": {"type": ["ByteLevel"], "add_prefix_space": [False],
-                          "use_regex": [True, None]},
-        "post_processor": {"type": ["ByteLevel", "TemplateProcessing", None],  # adding no token
-                           "single": [None, [{"Sequence": {"id": "A", "type_id": 0}}]]}}
+    gpt2 = dict(  # part -> key -> allowed values; None: the key may be missing
+        model=dict(type=["BPE"], dropout=[None], continuing_subword_prefix=[None, ""],
+                   end_of_word_suffix=[None, ""]),
+        normalizer=dict(type=[None]),
+        pre_tokenizer=dict(type=["ByteLevel"], add_prefix_space=[False], use_regex=[True, None]),
+        post_processor=dict(type=["ByteLevel", "TemplateProcessing", None],  # adding no token
+                            single=[None, [{"Sequence": {"id": "A", "type_id": 0}}]]))
     for part, keys in gpt2.items():
         for key, allowed in keys.items():
             value = (found.get(part) or {}).get(key)

@@ -35,9 +35,8 @@ def override(script, arguments, current=None, **allowed):
         elif not argument.endswith(".py"):
             usage(f"{argument!r} is neither --setting=value nor a config file ending in .py")
     settings = (current or {name: default for name, (default, _) in described.items()}) | given
-    for argument in arguments:
-        if not argument.startswith("--"):
-            settings = run_config_file(argument, settings, described, allowed, given)
+    for path in (argument for argument in arguments if not argument.startswith("--")):
+        settings = run_config_file(path, settings, described, allowed, given)
     return settings
 
 
@@ -64,8 +63,7 @@ def run_config_file(path, settings, described, allowed, given):
     assigned = {node.id for node in ast.walk(tree)
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     for name, value in scope.items():
-        is_setting = name in assigned and not name.startswith("_") and not callable(value)
-        if name in described or is_setting:
+        if name in described or (name in assigned and name[0] != "_" and not callable(value)):
             settings[name] = checked(described, allowed, name, value, value)
     return settings | given  # (a function in it may have assigned to a given name)
 
@@ -119,9 +117,8 @@ def run(main, arguments=None):
     except (OSError, ValueError, OverflowError) as error:
         if "TRACEBACK" in os.environ:  # TRACEBACK=1 shows where errors come from
             raise
-        message = str(error)
-        if getattr(error, "filename", None):
-            message = f"{error.filename}: {error.strerror}"
+        name = getattr(error, "filename", None)
+        message = f"{name}: {error.strerror}" if name else str(error)
     except (RuntimeError, MemoryError) as error:
         message = "out of memory: lower batch_size (num_samples), block_size or the model's size"
         if re.search(r"No working C\+\+ compiler|Failed to find C compiler|Triton", str(error)):
