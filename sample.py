@@ -92,8 +92,7 @@ def main(arguments):
     # The text: with --score that file, else the prompt.
     if score or start.startswith("FILE:"):
         pieces = document_pieces([score or start.removeprefix("FILE:")])
-        text = "".join(piece + ("\n" if is_last else "") for piece, is_last in pieces)
-        text = text.removesuffix("\n")
+        text = "".join(part + ("\n" if ends else "") for part, ends in pieces).removesuffix("\n")
     else:
         text = sys.stdin.buffer.read().decode() if start == "-" else start
     if init_from in ("auto", "resume"):

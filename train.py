@@ -96,14 +96,10 @@ def hashed(*numbers):
 
 def shuffled(k, n, *key):
     """Return element k of a random permutation of range(n), without storing all n numbers.
-
-    A Feistel network (Luby & Rackoff 1988): k's bits are split into two halves, left and right, and
-    a round turns (left, right) into (right, left XOR hash of right). Given right, the XOR can be
-    undone, so different k have different results. (base is a power of two: % base takes the hash's
-    last bits.) A result of n or more goes through it again until it is below n (cycle walking).
-    """
-    n_bits = (n - 1).bit_length()
-    base = 2 ** ((n_bits + 1) // 2)
+    A Feistel network (Luby & Rackoff 1988): a round turns the halves (left, right) of k's bits into
+    (right, left XOR hash of right). Given right, the XOR can be undone, so different k have
+    different results. A result of n or more goes through it again (cycle walking)."""
+    base = 2 ** math.ceil((n - 1).bit_length() / 2)  # % base takes the lower half of the bits
     left, right = divmod(k, base)
     for i in range(4):
         left, right = right, (left ^ hashed(*key, i, right)) % base
@@ -113,18 +109,15 @@ def shuffled(k, n, *key):
 
 def get_batch(tokens, first):
     """Return ids (B, block_size + 1): sequences first to first + B - 1 of the run; B = batch_size.
-
     An epoch treats the tokens as a ring, cuts it into sequences starting at a random offset, and
-    visits them in random order. All this follows from (seed, number): resuming needs no state.
-    """
+    visits them in random order. All this follows from (seed, number): resuming needs no state."""
     per_epoch = len(tokens) // block_size
-    starts = []
+    positions = []
     for number in range(first, first + batch_size):
         epoch, k = divmod(number, per_epoch)
-        index = shuffled(k, per_epoch, seed, epoch)
-        starts.append((hashed(seed, epoch) + index * block_size) % len(tokens))
-    positions = (np.array(starts)[:, None] + np.arange(block_size + 1)) % len(tokens)
-    return torch.from_numpy(tokens[positions].astype(np.int64))
+        start = hashed(seed, epoch) % len(tokens) + shuffled(k, per_epoch, seed, epoch) * block_size
+        positions.append(np.arange(start, start + block_size + 1) % len(tokens))
+    return torch.from_numpy(tokens[np.stack(positions)].astype(np.int64))
 
 
 # The coefficients a, b, c of each step of orthogonalized: Muon's, or the first three of Polar
@@ -135,8 +128,7 @@ POLYNOMIALS = {"newton-schulz": 5 * [(3.4445, -4.7750, 2.0315)],
 
 
 def orthogonalized(x, polynomials):  # (n, rows, cols) -> (n, rows, cols)
-    """Move the singular values of each matrix towards 1 (see Muon). polynomials is a name, above.
-    A step maps a singular value s to a s + b s^3 + c s^5, which lifts small ones."""
+    """Move singular values s towards 1: each step, a s + b s^3 + c s^5, lifts the small ones."""
     if x.size(1) > x.size(2):
         return orthogonalized(x.mT, polynomials).mT  # transposed: the products are smaller
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value exceeds this norm
@@ -150,11 +142,8 @@ def orthogonalized(x, polynomials):  # (n, rows, cols) -> (n, rows, cols)
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized (Jordan et al. 2024, "Muon: An optimizer for hidden layers ...").
-
-    The gradient of a weight matrix is dominated by a few directions (large singular values). Making
-    all singular values equal lets the weak directions count as much. (full_tensor and shard_like
-    matter to FSDP only.)
-    """
+    A weight matrix's gradient is dominated by a few directions (large singular values). Making all
+    singular values equal lets the weak ones count as much. (full_tensor, shard_like: for FSDP.)"""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -187,14 +176,14 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model):
     """Return [AdamW, Muon] or [AdamW]. Their learning rates are set before each update."""
     matrices, embeddings, vectors = model.parameter_groups()
-    adamw = partial(torch.optim.AdamW, betas=(beta1, beta2), weight_decay=0.0, fused=True)
+    adamw = torch.optim.AdamW(vectors, betas=(beta1, beta2), weight_decay=0.0, fused=True)
     if optimizer == "adamw":
-        decayed = dict(params=matrices + embeddings, weight_decay=weight_decay)
-        return [adamw([decayed, dict(params=vectors)])]
+        adamw.add_param_group(dict(params=matrices + embeddings, weight_decay=weight_decay))
+        return [adamw]
+    adamw.add_param_group(dict(params=embeddings, weight_decay=embedding_weight_decay))
     muon = Muon(matrices, defaults=dict(lr=0.0, momentum=0.95, weight_decay=weight_decay,
                                         polynomials=muon_polynomials))
-    decayed = dict(params=embeddings, weight_decay=embedding_weight_decay)
-    return [adamw([decayed, dict(params=vectors)]), muon]
+    return [adamw, muon]
 
 
 def lr_factor(step, n_iters):
@@ -242,10 +231,9 @@ class Run:
 def loss_of(run, inputs, targets):
     """Return the mean loss of inputs (B, T) with targets (B, T), where -1 does not count."""
     ids = torch.stack((inputs, targets))  # one copy to the device instead of two
-    highest = ids.max()
     vocab_size = run.model.config.vocab_size
-    if highest >= vocab_size:
-        raise ValueError(f"token {highest} in {data_dir}, but {vocab_size=}: prepare it again")
+    if ids.max() >= vocab_size:
+        raise ValueError(f"token {ids.max()} in {data_dir}, but {vocab_size=}: prepare it again")
     if run.machine.device.type == "cuda":
         ids = ids.pin_memory()
     inputs, targets = ids.to(run.machine.device, non_blocking=ids.is_pinned())
@@ -297,7 +285,10 @@ def main(arguments):
     machine = start_processes()
     meta, data = load_data(data_dir)
     if eval_only:
-        return evaluate_only(settings, meta, data, machine)
+        name = get_snapshot(out_dir) if init_from in ("auto", "resume", "scratch") else init_from
+        loss = evaluate(Run(settings, meta, data, machine), eval_split, name)
+        print(REPORT.format(f"{eval_split} with {name} ({block_size=})", **loss))
+        return None
     lock = prepare.lock_folder(out_dir, machine.rank)  # noqa: F841 (held until main returns)
     run = start_run(settings, meta, data, machine)
     catch_signals(run)
@@ -555,8 +546,8 @@ def find_own_snapshot(settings, meta):
 
 
 def resume(run, snapshot):
-    run.step, run.loss = int(snapshot["step"]), float(snapshot["loss"])
-    run.sequences = int(snapshot["sequences"])
+    run.step, run.sequences = int(snapshot["step"]), int(snapshot["sequences"])
+    run.loss, run.best_val_loss = float(snapshot["loss"]), float(snapshot["best_val_loss"])
     for opt, saved in zip(run.optimizers, snapshot["optimizer_state_dict"]):
         for name, state in saved["state"].items():
             p = run.model.get_parameter(name)
@@ -567,7 +558,6 @@ def resume(run, snapshot):
     lines = log.read_text("utf-8-sig").splitlines() if log.exists() else []
     run.log = [row for row in csv.DictReader(lines) if int(row["step"]) <= run.step]
     run.started -= float(run.log[-1]["seconds"]) if run.log else 0  # earlier sessions count
-    run.best_val_loss = float(snapshot["best_val_loss"])
     best = Path(out_dir, "best.pt")
     is_other = snapshot.get("best_measure") != run.best_measure  # (the data may have changed)
     if is_other and best.exists() and len(run.data["val"]) > 1:
@@ -646,14 +636,13 @@ def check_iteration(run, loss):
 
 
 def evaluate(run, split, name=None):
-    """Return the loss, perplexity and bits per byte of the run's model, or of the one of that name,
-    on a split or on eval_iters batches spread over it. A signal ends it early."""
+    """Return loss, perplexity and bits per byte on a split, of the run's model or the named one."""
     if name is not None:
         model = load_weights_for(name, run.meta)
         run = replace(run, model=model, forward=distributed(model, run.machine.device))
     tokens = run.data[split]
     begins = np.arange(0, len(tokens) - 1, block_size)
-    if eval_iters:
+    if eval_iters:  # only that many batches, spread over the split
         n = min(len(begins), eval_iters * batch_size)
         begins = begins[np.arange(n) * len(begins) // n]
     ends = np.minimum(begins + block_size + 1, len(tokens))
@@ -662,19 +651,12 @@ def evaluate(run, split, name=None):
     for batch_nats in measure(partial(loss_of, run), tokens, windows, batch_size, block_size,
                               run.machine.rank, run.machine.n_processes):
         nats += batch_nats
-        if check_signals(run):
+        if check_signals(run):  # it ends early
             break
     loss = sum_over_processes(nats) / (ends - begins - 1).sum().item()
     bytes_per_token = run.meta["splits"][split].get("bytes", math.nan) / len(tokens)
     return dict(loss=loss, perplexity=math.exp(min(loss, 700)),
                 bits_per_byte=loss / math.log(2) / bytes_per_token)
-
-
-def evaluate_only(settings, meta, data, machine):
-    """Print the loss of the model that init_from names, or of out_dir's best snapshot."""
-    name = get_snapshot(out_dir) if init_from in ("auto", "resume", "scratch") else init_from
-    loss = evaluate(Run(settings, meta, data, machine), eval_split, name)
-    print(REPORT.format(f"{eval_split} with {name} ({block_size=})", **loss))
 
 
 def test(run):
@@ -746,13 +728,12 @@ def progress(run):
 
 
 def log_progress(run):
-    """Add a row to the log and print it, with the validation loss if that is due, and keep the best
-    weights. If a signal interrupts the evaluation, all of this is done on resuming."""
+    """Add a row to the log and print it; if due, also evaluate and keep the best weights."""
     val = {}
     if len(run.data["val"]) > 1 and is_due(run, eval_interval):
         val = evaluate(run, "val")
         if run.stop:
-            return
+            return  # a signal interrupted it: all of this is done on resuming
         if val["loss"] < run.best_val_loss:
             run.best_val_loss = val["loss"]
             save_snapshot(run, "best.pt")
