@@ -66,8 +66,7 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, cache=None):  # (B, T, C) -> (B, T, C)
         B, T, C = x.shape
         head_dim = C // self.n_head
-        # Each position has a query (what it looks for), a key (what it contains) and a value (what
-        # it passes on), in every head.
+        # What a position looks for (query), contains (key) and passes on (value), in every head:
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, head_dim)  # from (B, T, 3C)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, n_head, T, head_dim) each
         is_causal, mask = True, None
@@ -144,13 +143,12 @@ class GPT(nn.Module):
         (B, T)    True            (logits (B, T, vocab_size), mean loss)
         (B, T)    False           (None, mean loss), the same loss computed faster
 
-        Targets of -1 are ignored. T plus the cache's length is at most block_size.
-        """
+        Targets of -1 are ignored. T plus the cache's length is at most block_size."""
         T = idx.size(1)
+        block_size = self.config.block_size
         start = 0 if cache is None else cache.length
-        if not 0 < T <= self.config.block_size - start:
-            raise ValueError(f"{start + T} tokens: expected from 1 to block_size="
-                             f"{self.config.block_size}")
+        if not 0 < T <= block_size - start:
+            raise ValueError(f"{start + T} tokens: expected from 1 to {block_size=}")
         position = torch.arange(T, device=idx.device) if cache is None else cache.extend(T)
         x = self.transformer.wte(idx) + self.transformer.wpe(position)  # (B, T, C)
         x = self.transformer.drop(x)
@@ -173,8 +171,7 @@ class GPT(nn.Module):
 
         Ends after max_new_tokens or once every row has produced eos_token. Each row has its own
         random numbers, so adding rows does not change its text. The text may outgrow block_size.
-        With compile, CUDA replays each step as a recorded graph. (n_ids: the tokenizer's size.)
-        """
+        With compile, CUDA replays each step as a recorded graph. (n_ids: the tokenizer's size.)"""
         if temperature < 0 or (top_k or 0) < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_k=}, {top_p=}: expected >= 0, >= 0, in (0, 1]")
         cache = new_cache(self, len(idx), max_new_tokens, compile)  # a Cache, or a faster variant
@@ -290,8 +287,7 @@ def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
     """Draw the next token: logits (B, vocab_size), uniform random numbers u (B, 1) -> ids (B, 1).
 
     temperature divides the logits, 0 takes the best token; top_k keeps the k most likely; top_p
-    (Holtzman et al. 2020) keeps the smallest set of tokens with at least that total probability.
-    """
+    (Holtzman et al. 2020) keeps the smallest set of them with at least that total probability."""
     if temperature < 1e-6:
         return logits.argmax(dim=-1, keepdim=True)
     k = min(top_k or math.inf, logits.size(-1))
@@ -348,13 +344,11 @@ def get_device(device="auto", dtype="auto"):
 
 
 def attention(q, k, v, is_causal=True, mask=None):
-    """Attend with q (B, n_head, T, head_dim) to k, v (B, n_head, S, head_dim). Equivalent to, for a
-    mask (T, S) that is True where a query may look:
+    """Attend with q (..., T, head_dim) to k, v (..., S, head_dim) where mask (T, S) is True, like:
         scores = ((q @ k.mT) / math.sqrt(head_dim)).masked_fill(~mask, -math.inf)
         return F.softmax(scores, dim=-1) @ v"""
     if torch.is_autocast_enabled("cpu") and q.is_cpu and q.requires_grad and q.size(2) < 256:
-        # For short contexts, the CPU's backward kernel takes twice as long in bfloat16.
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False):  # in bfloat16, backward takes twice as long here
             return attention(q.float(), k.float(), v.float(), is_causal, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
 
@@ -411,8 +405,7 @@ def uniform_rows(n_rows, generator, device):
         yield from block.to(device).split(1, dim=1)
 
 
-def n_token_ids(tokenizer):
-    """Return how many ids a tokenizer has."""
+def n_token_ids(tokenizer):  # -> how many ids it has
     special = tokenizer.get("special", {"": len(tokenizer["tokens"])})
     return 1 + max(len(tokenizer["tokens"]) - 1, *special.values())
 
@@ -462,9 +455,8 @@ def for_inference(model, device, dtype):
         zeros = torch.zeros(len(weight), dtype=torch.int64)
         with warnings.catch_warnings(action="ignore"):  # quantize_per_channel is deprecated
             weight = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        weight = torch.ops.quantized.linear_prepack(weight, layer.bias)
-        layer.forward = partial(torch.ops.quantized.linear_dynamic, W_prepack=weight,
-                                reduce_range=True)
+        W = torch.ops.quantized.linear_prepack(weight, layer.bias)
+        layer.forward = partial(torch.ops.quantized.linear_dynamic, W_prepack=W, reduce_range=True)
         layer.weight = None
     return model.eval()
 
@@ -524,9 +516,8 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
         log_probs = F.log_softmax(cache.next_logits(texts).float(), dim=-1)  # (beams, n_ids)
         log_probs[done] = -math.inf  # a complete beam continues with eos_token, for free
         log_probs[done, eos_token] = 0.0
-        totals = scores[:, None] + log_probs
-        scores, best = totals.flatten().topk(beams)
-        parents, new = torch.unravel_index(best, totals.shape)
+        scores, best = (scores[:, None] + log_probs).flatten().topk(beams)
+        parents, new = torch.unravel_index(best, log_probs.shape)
         texts = torch.cat((texts[parents], new[:, None]), dim=1)
         cache.past[..., :cache.length, :] = cache.past[:, :, parents, :, :cache.length]
     lengths = ((texts[:, T:] != eos_token).sum(dim=1) + 1).clamp(max=texts.size(1) - T)
@@ -574,8 +565,7 @@ def snapshots(out_dir):  # -> their paths, the newest first
     return [paths[step] for step in sorted(filter(str.isdecimal, paths), key=int, reverse=True)]
 
 
-def torch_load(path, mmap=True):
-    """Return what torch.save wrote. Nothing in it is executed."""
+def torch_load(path, mmap=True):  # -> what torch.save wrote; nothing in it is executed
     is_zip = zipfile.is_zipfile(path)  # before 2020, torch.save wrote another format
     if is_zip and (damaged := zipfile.ZipFile(path).testzip()):  # compares all checksums
         raise ValueError(f"its record {damaged} is damaged")
@@ -610,8 +600,7 @@ def load_pretrained(name, dropout):
     return model
 
 
-def with_weights(config, state):
-    """Return a GPT with copies of the weights of state, which may be memory-mapped."""
+def with_weights(config, state):  # -> a GPT with copies of weights that may be memory-mapped
     # On "meta", it takes no memory. (normal_ there would import sympy, which takes a second.)
     with torch.device("meta"), mock.patch("torch.nn.init.normal_"):
         model = GPT(config)
@@ -656,8 +645,7 @@ def read_weights(folder, dropout):
     return config, state
 
 
-def weight_files(folder):
-    """Return the paths of the files with a model's weights."""
+def weight_files(folder):  # -> the paths of the files with a model's weights
     if (folder / "adapter_config.json").exists():
         raise ValueError("it is an adapter: merge it into its model first (merge_and_unload)")
     found = [folder / name for name in WEIGHT_FILES if (folder / name).exists()]
@@ -706,8 +694,7 @@ def hub_folder(name):
     return folder
 
 
-def memory_map(path, offset, dtype, shape):
-    """Return a tensor that is read from the file only when it is used."""
+def memory_map(path, offset, dtype, shape):  # -> a tensor, read only when it is used
     data = np.memmap(path, np.uint8, "c", offset, (math.prod(shape) * dtype.itemsize,))
     return torch.from_numpy(data).view(dtype).view(shape)
 
