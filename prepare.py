@@ -54,25 +54,23 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 
 
 def train_bpe(word_counts, vocab_size):
-    """Learn a byte-pair encoding (Sennrich et al. 2016) from {word: count}.
-    Words begin as bytes, the tokens 0 to 255. Then the most frequent pair of adjacent tokens is
-    merged into a new token, and so on (on a tie, the pair with the smaller ids).
-    A word is kept as a string of one character per token, chr(id), so that a merge is str.replace:
-    once "th" is token 256, "the" is chr(256) + "e". tokens[256] is "th", its bytes as latin-1."""
-    tokens = [chr(byte) for byte in range(256)]
+    """Learn a byte-pair encoding (Sennrich et al. 2016) from {word: count}. Words begin as bytes,
+    the tokens 0 to 255. Then the most frequent pair of adjacent tokens (on a tie, the one with
+    smaller ids) is merged into a new token, and so on. A word is kept as one character, chr(id),
+    per token, so that a merge is str.replace: once "th" is token 256, "the" is chr(256) + "e"."""
+    tokens = [chr(byte) for byte in range(256)]  # their bytes as latin-1: tokens[256] is "th"
     ids = {token: i for i, token in enumerate(tokens)}
-    words = [word.encode("utf-8").decode("latin-1") for word in word_counts]  # one per byte
-    counts = list(word_counts.values())
+    merged = {word: word.encode("utf-8").decode("latin-1") for word in word_counts}  # one per byte
     pair_counts = collections.Counter()
-    words_with = collections.defaultdict(set)  # pair -> indices of words that contain it or did
+    words_with = collections.defaultdict(set)  # pair -> words that contain it or did
 
-    def count_pairs(index, sign):
-        for pair in itertools.pairwise(words[index]):
-            pair_counts[pair] += sign * counts[index]
-            words_with[pair].add(index)
+    def count_pairs(word, sign):
+        for pair in itertools.pairwise(merged[word]):
+            pair_counts[pair] += sign * word_counts[word]
+            words_with[pair].add(word)
 
-    for index in range(len(words)):
-        count_pairs(index, +1)
+    for word in word_counts:
+        count_pairs(word, +1)
     while len(tokens) < vocab_size - 1:  # the last id is that of <|endoftext|>
         highest = max(pair_counts.values(), default=0)
         if highest < 2:  # a pair that occurs once is not a pattern
@@ -83,10 +81,10 @@ def train_bpe(word_counts, vocab_size):
             ids[token] = len(tokens)
             tokens.append(token)
         # Recount the words that contain the pair, or did.
-        for index in words_with[left, right]:
-            count_pairs(index, -1)
-            words[index] = words[index].replace(left + right, chr(ids[token]))
-            count_pairs(index, +1)
+        for word in words_with[left, right]:
+            count_pairs(word, -1)
+            merged[word] = merged[word].replace(left + right, chr(ids[token]))
+            count_pairs(word, +1)
     return tokens
 
 
@@ -105,11 +103,10 @@ def split_by_position(pieces, n_characters):
     """Yield (split, text, False) for a single document (False: no <|endoftext|> follows)."""
     fractions = (0, 1 - val_fraction - test_fraction, 1 - test_fraction, 1)
     bounds = [int(n_characters * fraction) for fraction in fractions]  # between the splits
-    position = 0  # where text begins in the document
     for text, _ in pieces:
         for split, start, end in zip(SPLITS, bounds, bounds[1:]):
-            yield split, text[max(0, start - position):max(0, end - position)], False
-        position += len(text)
+            yield split, text[start:end], False
+        bounds = [max(0, bound - len(text)) for bound in bounds]  # as seen from the next text
 
 
 def split_by_hash(pieces):

@@ -108,7 +108,7 @@ def main(arguments):
     model = for_inference(model, torch_device, "int8" if dtype == "int8" else torch_dtype)
     encoding = load_tokenizer(model.tokenizer)
     if score:
-        return print_score(model, encoding, text)
+        return print_score(model, encoding, text, torch_device)
     if interactive:
         return converse(model, encoding)
     respond(model, encoding, text, torch.Generator().manual_seed(seed))  # one of generate...
@@ -178,13 +178,12 @@ def converse(model, encoding):
             pass
 
 
-def print_score(model, encoding, text):
+def print_score(model, encoding, text, torch_device):
     """Print a text's loss, perplexity and bits per byte; a window advances by stride tokens."""
     tokens = np.array(encoding.encode(text, allowed_special="all"))
     if len(tokens) < 2:
         raise ValueError(f"{score} is too short to be scored: it needs two tokens")
     block_size = model.config.block_size
-    torch_device = model.transformer.wte.weight.device
     ends = [*range(block_size + 1, len(tokens), min(stride, block_size)), len(tokens)]
     windows = [(max(0, end - block_size - 1), first, end) for first, end in zip([1, *ends], ends)]
     nats = sum(measure(lambda x, y: model(x.to(torch_device), y.to(torch_device))[1],

@@ -62,10 +62,9 @@ def run_config_file(path, settings, described, allowed, given):
         usage(f"{path}: {type(error).__name__}: {error}")
     assigned = {node.id for node in ast.walk(tree)
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    for name, value in scope.items():
-        if name in described or (name in assigned and name[0] != "_" and not callable(value)):
-            settings[name] = checked(described, allowed, name, value, value)
-    return settings | given  # (a function in it may have assigned to a given name)
+    found = {name: checked(described, allowed, name, value, value) for name, value in scope.items()
+             if name in described or (name in assigned and name[0] != "_" and not callable(value))}
+    return settings | found | given  # (a function in it may have assigned to a given name)
 
 
 def checked(described, allowed, name, value, text):
