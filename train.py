@@ -141,9 +141,8 @@ def orthogonalized(x, polynomials):  # (n, rows, cols) -> (n, rows, cols)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized (Jordan et al. 2024, "Muon: An optimizer for hidden layers ...").
-    A weight matrix's gradient is dominated by a few directions (large singular values). Making all
-    singular values equal lets the weak ones count as much. (full_tensor, shard_like: for FSDP.)"""
+    """Orthogonalized momentum (Jordan et al. 2024, "Muon"). A few directions, the large singular
+    values, dominate a matrix's gradient. Making all of them equal lets the weak count as much."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -181,9 +180,8 @@ def make_optimizers(model):
         adamw.add_param_group(dict(params=matrices + embeddings, weight_decay=weight_decay))
         return [adamw]
     adamw.add_param_group(dict(params=embeddings, weight_decay=embedding_weight_decay))
-    muon = Muon(matrices, defaults=dict(lr=0.0, momentum=0.95, weight_decay=weight_decay,
-                                        polynomials=muon_polynomials))
-    return [adamw, muon]
+    defaults = dict(lr=0.0, momentum=0.95, weight_decay=weight_decay, polynomials=muon_polynomials)
+    return [adamw, Muon(matrices, defaults)]
 
 
 def lr_factor(step, n_iters):
@@ -332,8 +330,6 @@ def main(arguments):
 Machine = namedtuple("Machine", "device dtype autocast rank n_processes")  # of this process
 HEADER = "step epoch tokens seconds lr train_loss val_loss val_perplexity val_bits_per_byte".split()
 REPORT = "{}: loss {loss:.4f}, perplexity {perplexity:.2f}, {bits_per_byte:.4f} bits per byte"
-# Settings that a run can't change when it resumes ("data" is the training split's fingerprint):
-FIXED = "data init_from optimizer size n_layer n_head n_embd block_size bias".split()
 AT_LEAST_ONE = """batch_size block_size n_layer n_head n_embd gradient_accumulation_steps
     snapshot_interval keep_snapshots log_interval eval_interval lr_step_iters""".split()
 
@@ -534,7 +530,8 @@ def find_own_snapshot(settings, meta):
         if init_from in ("auto", "resume"):
             settings["init_from"] = theirs.get("init_from")  # as the run began
         ours = {**settings, "data": meta["splits"]["train"]["fingerprint"]}
-        for name in FIXED:
+        # What a run can't change when it resumes ("data" is the training split's fingerprint):
+        for name in "data init_from optimizer size n_layer n_head n_embd block_size bias".split():
             if ours[name] != theirs.get(name):
                 raise ValueError(f"{path} has {name}={theirs.get(name)}, not {ours[name]}: {hint}")
         return snapshot | {"path": path}
@@ -626,11 +623,10 @@ def check_iteration(run, loss):
     if not is_read and not is_signaled and run.machine.device.type == "cuda":
         return
     run.loss = sum_over_processes(loss.item()) / run.machine.n_processes
-    is_sound = math.isfinite(run.loss) and (run.scaler.is_enabled() or not run.n_skipped)
-    if check_signals(run) or is_due(run, eval_interval, snapshot_interval):  # to be saved
-        norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters()))
-        is_sound = is_sound and math.isfinite(norm.item())
-    if not is_sound:
+    norm = 0.0  # of the weights, if they are to be saved
+    if check_signals(run) or is_due(run, eval_interval, snapshot_interval):
+        norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters())).item()
+    if not math.isfinite(run.loss + norm) or (run.n_skipped and not run.scaler.is_enabled()):
         raise ValueError(f"iteration {run.step}: inf or nan in the loss, gradient or weights: "
                          "lower learning_rate and muon_learning_rate")
 
@@ -765,14 +761,6 @@ def write_log(run):
 
 def draw_losses(rows, title):
     """Return a picture of the training and validation losses, in SVG."""
-    rows = [{name: float(value) for name, value in row.items() if value} for row in rows]
-    evaluated = [row for row in rows if "val_loss" in row]
-    losses = [row["train_loss"] for row in rows] + [row["val_loss"] for row in evaluated]
-    low, high = min(losses, default=0.0), max(losses, default=0.0) + 0.01
-    last_step = rows[-1]["step"] if rows else 1
-    x = partial(np.interp, xp=(0, last_step), fp=(60, 760))
-    y = partial(np.interp, xp=(low, high), fp=(430, 50))
-
     def text(x, y, words, anchor="middle", color="black"):
         return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{words}</text>'
 
@@ -781,6 +769,12 @@ def draw_losses(rows, title):
         step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * 6 >= high - low)
         return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
+    rows = [{name: float(value) for name, value in row.items() if value} for row in rows]
+    losses = [row[name] for row in rows for name in ("train_loss", "val_loss") if name in row]
+    low, high = min(losses, default=0.0), max(losses, default=0.0) + 0.01
+    last_step = rows[-1]["step"] if rows else 1
+    x = partial(np.interp, xp=(0, last_step), fp=(60, 760))
+    y = partial(np.interp, xp=(low, high), fp=(430, 50))
     svg = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 480" font-family="sans-serif" '
            'font-size="14"><rect width="800" height="480" fill="white"/>', text(400, 24, title),
            text(400, 472, "iteration"), text(10, 24, "loss (nats per token)", "start")]
@@ -793,7 +787,7 @@ def draw_losses(rows, title):
         points = " ".join(f"{x(row['step']):.1f},{y(row[name]):.1f}" for row in rows if name in row)
         svg += [f'<polyline points="{points}" fill="none" stroke="{color}"/>',
                 text(750, height, name.replace("_", " "), "end", color)]
-    if evaluated:
+    if evaluated := [row for row in rows if "val_loss" in row]:
         best = min(evaluated, key=lambda row: row["val_loss"])
         note = ("best: {val_loss:.3f} at iteration {step:.0f}, perplexity {val_perplexity:.1f}, "
                 "{val_bits_per_byte:.3f} bits per byte").format(**best)
