@@ -166,7 +166,7 @@ class Muon(torch.optim.Optimizer):
                 results = orthogonalized(torch.stack(matrices), group["polynomials"]) * scale
                 for matrix, result in zip(matrices, results):
                     matrix.copy_(result)  # changes updates
-            # 3. Weight decay and update.
+            # 3. Weight decay and update. (full_tensor and shard_like matter to FSDP only.)
             for p, update in zip(group["params"], updates):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(shard_like(p, update), alpha=-group["lr"])
