@@ -58,7 +58,7 @@ def train_bpe(word_counts, vocab_size):
     the tokens 0 to 255. Then the most frequent pair of adjacent tokens (on a tie, the one with
     smaller ids) is merged into a new token, and so on. A word is kept as one character, chr(id),
     per token, so that a merge is str.replace: once "th" is token 256, "the" is chr(256) + "e"."""
-    tokens = [chr(byte) for byte in range(256)]  # their bytes as latin-1: tokens[256] is "th"
+    tokens = [chr(byte) for byte in range(256)]  # their bytes as latin-1; then tokens[256] is "th"
     ids = {token: i for i, token in enumerate(tokens)}
     merged = {word: word.encode("utf-8").decode("latin-1") for word in word_counts}  # one per byte
     pair_counts = collections.Counter()
