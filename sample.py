@@ -111,7 +111,7 @@ def main(arguments):
         return print_score(model, encoding, text, torch_device)
     if interactive:
         return converse(model, encoding)
-    respond(model, encoding, text, torch.Generator().manual_seed(seed))  # one of generate...
+    respond(model, encoding, text, torch.Generator().manual_seed(seed))  # calls one of generate...
 
 
 # ---- plumbing: skip on a first reading ----
