@@ -448,7 +448,7 @@ def text_pieces(stream):
     rest = ""
     while len(block := stream.read(2**17)) == 2**17:
         rest += block
-        new = max(0, len(rest) - len(block) - 1)  # what is before it was searched already
+        new = max(0, len(rest) - len(block) - len(END_OF_TEXT))  # what is before was searched
         mark = regex.search(r"(?r)<\|endoftext\|>", rest, pos=new) if split_on_eot else None
         cut = mark or regex.search(f"(?r){ends}", rest, pos=max(new, 2**16))  # (?r): from the end
         if cut:

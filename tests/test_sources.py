@@ -839,3 +839,14 @@ def test_a_document_of_one_long_word_has_the_same_split_in_whatever_file_it_come
             as_text, as_json = ([split for split, *_ in prepare.split_by_hash(
                 prepare.document_pieces([name]))] for name in ("x.txt", "x.jsonl"))
             assert {*as_text} == {*as_json}, i
+
+
+def test_a_document_after_a_mark_across_two_blocks_begins_with_a_piece_long_enough_to_hash(
+        monkeypatch):
+    monkeypatch.setattr(prepare, "split_on_eot", True)
+    for n_before in range(1, 13):  # characters of the mark at the end of the first block
+        document = "\n>chr1\n" + "ACGT" * 40_000
+        Path("x.txt").write_text("x" * (2**17 - n_before) + prepare.END_OF_TEXT + document)
+        pieces = [text for text, _ in prepare.document_pieces(["x.txt"])]
+        assert len(pieces[0]) == 2**17 - n_before and len(pieces[1]) >= 65536, n_before
+        assert "".join(pieces[1:]) == document
