@@ -108,7 +108,7 @@ def main(arguments):
     model = for_inference(model, torch_device, "int8" if dtype == "int8" else torch_dtype)
     encoding = load_tokenizer(model.tokenizer)
     if score:
-        return print_score(model, encoding, text, torch_device)
+        return print_score(model, encoding, text, model.transformer.wte.weight.device)
     if interactive:
         return converse(model, encoding)
     respond(model, encoding, text, torch.Generator().manual_seed(seed))  # calls one of generate...

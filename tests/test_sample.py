@@ -515,6 +515,15 @@ def test_the_dtype_is_the_settings_or_float32_for_small_models_and_scores(sample
     assert_refused(sampled("--dtype=int8", "--device=cuda"), 2, "int8", "cuda")
 
 
+def test_scores_in_eight_bits_are_computed_on_the_cpu_also_where_there_is_a_gpu(
+        text_of, tmp_path, monkeypatch):
+    (tmp_path / "poem.txt").write_text(TEXT[:300], encoding="utf-8")
+    arguments = f"--score={tmp_path / 'poem.txt'}", "--dtype=int8", "--device=auto"
+    expected = text_of(*arguments)
+    monkeypatch.setattr(sample, "get_device", lambda *_: (torch.device("meta"), torch.float32))
+    assert text_of(*arguments) == expected
+
+
 # ---- invalid settings and files -----------------------------------------------------------------
 
 def assert_refused(result, code, *named):
