@@ -2,9 +2,8 @@
 
 This is GPT-2 (Radford et al. 2019) without attention dropout, which fast CPU kernels lack:
 - learned positions, added to the token embeddings
-- LayerNorm before attention and before the MLP, and one at the end
-- tanh GELU; biases in all linear layers except the output matrix
-- the output matrix is the token embedding (tied weights)
+- LayerNorm before attention and before the MLP (with tanh GELU), and one at the end
+- biases in all linear layers but the output matrix, which is the token embedding (tied weights)
 """
 
 import copy
@@ -42,9 +41,8 @@ class GPTConfig:
     bias: bool = True  # biases in the linear layers and LayerNorms, as GPT-2 has them
 
     def __post_init__(self):
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
+        for name, value in vars(self).items():
+            if name not in ("dropout", "bias") and (type(value) is not int or value < 1):
                 raise ValueError(f"{name}={value}: expected an integer of at least 1")
         if self.n_embd % self.n_head != 0:
             raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
@@ -65,9 +63,8 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x, cache=None):  # (B, T, C) -> (B, T, C)
         B, T, C = x.shape
-        head_dim = C // self.n_head
         # What a position looks for (query), contains (key) and passes on (value), in every head:
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, head_dim)  # from (B, T, 3C)
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # from (B, T, 3C)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, n_head, T, head_dim) each
         is_causal, mask = True, None
         if cache is not None:  # generating (class Cache, below): also attend to earlier tokens
@@ -136,19 +133,17 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, idx, targets=None, return_logits=True, cache=None):
-        """Predict the token after each position of idx (B, T). The loss is in nats.
+        """Predict the token after each position of idx (B, T); T plus the cache's length is at most
+        block_size. The loss is in nats; targets of -1 are ignored.
 
         targets   return_logits   returns
         None                      (logits (B, 1, vocab_size) of the last position, None)
         (B, T)    True            (logits (B, T, vocab_size), mean loss)
-        (B, T)    False           (None, mean loss), the same loss computed faster
-
-        Targets of -1 are ignored. T plus the cache's length is at most block_size."""
+        (B, T)    False           (None, mean loss), the same loss computed faster"""
         T = idx.size(1)
-        block_size = self.config.block_size
-        start = 0 if cache is None else cache.length
-        if not 0 < T <= block_size - start:
-            raise ValueError(f"{start + T} tokens: expected from 1 to {block_size=}")
+        S = T if cache is None else cache.length + T  # with the tokens in the cache
+        if T == 0 or S > self.config.block_size:
+            raise ValueError(f"{S} tokens: expected from 1 to block_size={self.config.block_size}")
         position = torch.arange(T, device=idx.device) if cache is None else cache.extend(T)
         x = self.transformer.wte(idx) + self.transformer.wpe(position)  # (B, T, C)
         x = self.transformer.drop(x)
@@ -161,8 +156,7 @@ class GPT(nn.Module):
         if not return_logits:
             return None, linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets)
         logits = self.lm_head(x)  # (B, T, C) -> (B, T, vocab_size)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=-1)
-        return logits, loss
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=-1)
 
     @torch.inference_mode()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,
@@ -201,24 +195,21 @@ class GPT(nn.Module):
     def flops_per_token(self):
         """FLOPs to train on one token: 6 per weight (2 forward, 4 backward), and attention's matrix
         products (Chowdhery et al. 2022, app. B). wpe is only looked up; wte counts as lm_head."""
-        n_weights = self.num_params() - self.transformer.wpe.weight.numel()
         attention_flops = 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
-        return 6 * n_weights + attention_flops
+        return 6 * (self.num_params() - self.transformer.wpe.weight.numel()) + attention_flops
 
     def parameter_groups(self):
         """Return (matrices in the blocks, embeddings, vectors) for the optimizers."""
         matrices = [p for p in self.transformer.h.parameters() if p.dim() == 2]
-        embeddings = [self.transformer.wte.weight, self.transformer.wpe.weight]
         vectors = [p for p in self.parameters() if p.dim() == 1]
-        return matrices, embeddings, vectors
+        return matrices, [self.transformer.wte.weight, self.transformer.wpe.weight], vectors
 
     def crop_block_size(self, block_size):
         """Drop the positions beyond block_size."""
         if not 0 < block_size <= self.config.block_size:
             raise ValueError(f"{block_size=}: lower it to the model's {self.config.block_size}")
         self.transformer.wpe.weight.data = self.transformer.wpe.weight.data[:block_size].clone()
-        self.transformer.wpe.num_embeddings = block_size
-        self.config.block_size = block_size
+        self.transformer.wpe.num_embeddings = self.config.block_size = block_size
 
     @classmethod
     def from_pretrained(cls, name, dropout=0.0):
@@ -237,8 +228,7 @@ class GPT(nn.Module):
 
 
 class Cache:
-    """The keys and values of the tokens read so far. Later tokens cannot change them, so a new
-    token costs the work of one position instead of the whole text's."""
+    """The keys and values of the tokens so far, computed once: later tokens can't change them."""
 
     def __init__(self, model, batch_size):
         self.model = model
@@ -292,15 +282,13 @@ def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
         return logits.argmax(dim=-1, keepdim=True)
     k = min(top_k or math.inf, logits.size(-1))
     logits, ids = (logits.float() / temperature).topk(k)  # (B, k), the most likely first
-    probs = F.softmax(logits, dim=-1)
-    if top_p is not None and top_p < 1:  # drop a token once the likelier ones reach top_p
-        before = probs.cumsum(dim=-1) - probs
-        probs = probs.masked_fill(before >= top_p, 0.0)
+    cumulative = F.softmax(logits, dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    if top_p is not None and top_p < 1:  # the last token is the first with which top_p is reached
+        total = cumulative.gather(1, torch.searchsorted(cumulative, top_p * total))
     # Inverse transform sampling: the first token whose cumulative probability reaches (1 - u) times
     # the total. (As 1 - u > 0, it is never a token of probability 0.)
-    cumulative = probs.cumsum(dim=-1)
-    index = torch.searchsorted(cumulative, (1 - u) * cumulative[:, -1:])
-    return ids.gather(1, index)
+    return ids.gather(1, torch.searchsorted(cumulative, (1 - u) * total))
 
 
 # ---- plumbing: skip on a first reading ----
@@ -355,21 +343,18 @@ def attention(q, k, v, is_causal=True, mask=None):
 
 def linear_cross_entropy(x, weight, targets):
     """F.cross_entropy(F.linear(x, weight), targets, ignore_index=-1) for x (N, C), targets (N,)."""
+    if not x.is_cuda and len(x) * len(weight) > 1e8 and hasattr(F, "linear_cross_entropy"):
+        # All logits would be by far the largest tensor. PyTorch 2.13 computes chunks.
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear_cross_entropy(x, weight, targets, ignore_index=-1, options=options)
     if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    with torch.autocast(x.device.type, enabled=False):
-        if not x.is_cuda and len(x) * len(weight) > 1e8 and hasattr(F, "linear_cross_entropy"):
-            # All logits would be by far the largest tensor. PyTorch 2.13 computes chunks.
-            options = nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None)
-            return F.linear_cross_entropy(x.to(weight.dtype), weight, targets, ignore_index=-1,
-                                          options=options)
-        if x.dtype != weight.dtype:
-            # GPT-2's logits are near -100, where bfloat16 has steps of 0.5. Without the mean row
-            # they are near 0; softmax doesn't change when all logits shift by the same amount.
-            weight = (weight - weight.mean(dim=0).detach()).to(x.dtype)
-        if x.is_cuda:
-            return padded_cross_entropy(x, weight, targets)
-        return F.cross_entropy(F.linear(x, weight).float(), targets, ignore_index=-1)
+        # GPT-2's logits are near -100, where bfloat16 has steps of 0.5. Without the mean row they
+        # are near 0; softmax doesn't change when all logits shift by the same amount.
+        weight = (weight - weight.mean(dim=0).detach()).to(torch.get_autocast_dtype(x.device.type))
+    if x.is_cuda:
+        return padded_cross_entropy(x, weight, targets)
+    return F.cross_entropy(F.linear(x, weight).float(), targets, ignore_index=-1)
 
 
 def padded_cross_entropy(x, matrix, targets):
@@ -506,9 +491,8 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
     eos_token = -1 if eos_token is None else eos_token  # no text contains -1
     T = idx.size(1)
     cache = new_cache(model, beams, max_new_tokens)
-    texts = idx.expand(beams, -1)
-    scores = torch.full((beams,), -math.inf, device=idx.device)  # log-probabilities
-    scores[0] = 0.0  # all beams start out equal: only one counts
+    texts = idx.expand(beams, -1)  # all beams start out equal: only one of them counts
+    scores = torch.tensor([0.0] + [-math.inf] * (beams - 1), device=idx.device)  # log-probabilities
     for _ in range(max_new_tokens):
         done = (texts[:, T:] == eos_token).any(dim=1)
         if done.all():
@@ -592,9 +576,11 @@ def load_pretrained(name, dropout):
         raise ValueError(f"{name} is a file: expected its folder, or a snapshot (.pt)")
     with prepare.named_errors(name):
         folder = path if path.is_dir() else hub_folder(name)
-        model = with_weights(*read_weights(folder, dropout))
+        path = next(folder / file for file in CONFIG_FILES if (folder / file).exists())
+        about = json.loads(path.read_bytes().replace(b"gelu_pytorch_tanh", b"gelu_new"))  # synonyms
+        model = with_weights(*read_weights(folder, about, dropout))
         try:
-            model.tokenizer = prepare.read_tokenizer(folder, model.config.vocab_size)
+            model.tokenizer = prepare.read_tokenizer(folder, about, model.config.vocab_size)
         except OSError as error:  # GPT-2's own vocabulary may not be available
             print(f"note: the model has no tokenizer: {error}", file=sys.stderr)
     return model
@@ -612,14 +598,11 @@ def with_weights(config, state):  # -> a GPT with copies of weights that may be 
     return model
 
 
-def read_weights(folder, dropout):
-    """Return the GPTConfig and {name: tensor} of a folder with config.json (or hparams.json)."""
-    path = next(folder / name for name in CONFIG_FILES if (folder / name).exists())
-    about = json.loads(path.read_bytes().replace(b'"gelu_pytorch_tanh"', b'"gelu_new"'))  # synonyms
-    n_inner = (4 * about["n_embd"]) if about.get("n_inner") else None
-    for key, expected in (GPT2 | {"n_inner": n_inner, "quantization_config": None}).items():
-        if about.get(key, expected) != expected:
-            raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {expected!r}")
+def read_weights(folder, about, dropout):
+    """Return the GPTConfig and {name: tensor} of a folder, given its config.json as a dict."""
+    for key, value in (GPT2 | dict(n_inner=4 * about["n_embd"], quantization_config=None)).items():
+        if about.get(key) not in (None, value):
+            raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {value!r}")
     config = GPTConfig(about.get("n_positions", about.get("n_ctx")),
                        about.get("vocab_size", about.get("n_vocab")), about.get("n_layer"),
                        about.get("n_head"), about.get("n_embd"), dropout)
@@ -652,7 +635,7 @@ def weight_files(folder):  # -> the paths of the files with a model's weights
     path = found[0] if found else folder / WEIGHT_FILES[0]
     if path.suffix == ".json":  # it says which tensor is in which file
         names = json.loads(path.read_bytes())["weight_map"].values()
-        return [folder / name for name in sorted({Path(name).name for name in names})]
+        return sorted({folder / Path(name).name for name in names})
     if path.name == "checkpoint":  # TensorFlow's: it names the newest
         found = re.search(r'^model_checkpoint_path: "(?:.*/)?(.+)"', path.read_text("utf-8"))
         if not found:
@@ -672,8 +655,8 @@ def hub_folder(name):
     revision = ref.read_text().strip() if ref.exists() else (revision or "main").replace("/", "%2F")
     folder = cache / "snapshots" / revision
 
-    def get(name):
-        if (folder / name).exists():
+    def get(name, *others):  # unless this file or one of the others, which do instead, is there
+        if any((folder / file).exists() for file in (name, *others)):
             return
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             raise FileNotFoundError(f"{folder / name} is missing, and HF_HUB_OFFLINE is set")
@@ -686,17 +669,11 @@ def hub_folder(name):
     # Of each row, the first file that the model has is enough (vocab.json needs merges.txt, too).
     for row in (["tokenizer.json", "vocab.json"], ["tokenizer.json", "merges.txt"], WEIGHT_FILES):
         for name in row[:3]:
-            if not any((folder / other).exists() for other in row):
-                with suppress(FileNotFoundError):
-                    get(name)
+            with suppress(FileNotFoundError):
+                get(name, *row)
     for path in weight_files(folder):
         get(path.name)
     return folder
-
-
-def memory_map(path, offset, dtype, shape):  # -> a tensor, read only when it is used
-    data = np.memmap(path, np.uint8, "c", offset, (math.prod(shape) * dtype.itemsize,))
-    return torch.from_numpy(data).view(dtype).view(shape)
 
 
 def read_safetensors(path):
@@ -704,26 +681,26 @@ def read_safetensors(path):
     dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16,
               "BF16": torch.bfloat16, "U8": torch.uint8, "BOOL": torch.bool}
     data = np.memmap(path, np.uint8, "r")
-    start = end = 8 + int.from_bytes(data[:8], "little")
+    start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(bytes(data[8:start]))
     header.pop("__metadata__", None)
+    begins, ends = zip(*sorted(entry["data_offsets"] for entry in header.values()))
+    if [*begins, len(data) - start] != [0, *ends]:  # each has to begin where the one before ends
+        raise ValueError(f"{path} has {len(data)} bytes, expected {start + ends[-1]} without gaps")
     weights = {}
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+    for name, entry in header.items():
         if entry["dtype"] not in dtypes:
             raise ValueError(f"{name} is {entry['dtype']}, a quantized format: expected floats")
-        weights[name] = memory_map(path, end, dtypes[entry["dtype"]], entry["shape"])
-        begin, end = end, end + weights[name].nbytes
-        if entry["data_offsets"] != [begin - start, end - start]:
-            raise ValueError(f"{path.name}: {name} doesn't fit its entry in the header, {entry}")
-    if end != len(data):
-        raise ValueError(f"{path.name} has {len(data)} bytes, its header describes {end}")
+        begin, end = entry["data_offsets"]
+        raw = np.memmap(path, np.uint8, "c", start + begin, end - begin)  # read when it is used
+        with prepare.named_errors(f"{path}: {name} doesn't fit its entry in the header"):
+            weights[name] = torch.from_numpy(raw).view(dtypes[entry["dtype"]]).view(entry["shape"])
     return weights
 
 
 def read_tensorflow(path):
-    """Return {name: tensor} of the model in a TensorFlow checkpoint (V2). path is its index: a
-    sorted table (LevelDB's) of variable name -> protocol buffer, which says where it is."""
-    index = path.read_bytes()
+    """Return {name: tensor} of the model in a TensorFlow checkpoint (V2). path is its index."""
+    index = path.read_bytes()  # a sorted table (LevelDB's): name -> where it is, a protocol buffer
 
     def read_number(stream):  # seven bits a byte, the lowest first; the eighth says more follow
         byte, = stream.read(1)
@@ -748,28 +725,27 @@ def read_tensorflow(path):
         while any(sizes := [read_number(table) for _ in range(3)]):  # zeros follow the last entry
             n_shared, n_more, n_value = sizes
             key = key[:n_shared] + table.read(n_more)  # a key may begin as the one before does
-            yield key, io.BytesIO(table.read(n_value))
+            yield key.decode("latin-1"), io.BytesIO(table.read(n_value))
 
     weights = {}
     footer = io.BytesIO(index[-48:])  # handles of the metaindex block (empty) and the index block
     for _, handle in [*read_block(footer), *read_block(footer)]:
-        for key, value in read_block(handle):
+        for name, value in read_block(handle):
             fields = {}  # of a protocol buffer and those nested in it
             while value.tell() < len(value.getbuffer()):
                 field, kind = divmod(read_number(value), 8)
                 number = value.read(4) if kind == 5 else read_number(value)  # (nested: its size)
                 fields.setdefault(field, []).append(number)
-            if key == b"":
+            if name == "":  # of the table itself
                 n_shards = fields[1][0]
-            name = key.decode()
             if not re.fullmatch(r"model/(h\d+/.*/[wbg]|ln_f/[bg]|w[tp]e)", name):
                 continue  # the optimizer's
             if 7 in fields:
                 raise ValueError(f"{name} is partitioned: save the checkpoint without partitioner")
-            dtype, *shape = fields[1]
+            dtype, *shape = fields[1]  # (some matrices have the shape (1, n, m))
             shard, offset = (fields.get(field, [0])[0] for field in (3, 4))
             data = path.with_suffix(f".data-{shard:05d}-of-{n_shards:05d}")
-            tensor = memory_map(data, offset, torch.float32, shape[-2:])  # some are (1, n, m)
+            tensor = torch.from_numpy(np.memmap(data, np.float32, "c", offset, tuple(shape[-2:])))
             is_damaged = tensor.nbytes < 2**16 and fields[6] != [checksum(tensor.numpy().tobytes())]
             if is_damaged or dtype != 1 or fields[5] != [tensor.nbytes]:
                 raise ValueError(f"{name} is damaged, or not float32")
@@ -789,7 +765,7 @@ def export(model, folder, tokenizer):
     end_id = config.vocab_size - 1
     if tokenizer:
         encoding = prepare.load_tokenizer(tokenizer)
-        end_id = encoding.eot_token
+        end_id = encoding.end_id
         eot = encoding.decode([end_id])
         files["tokenizer_config.json"] = dict(
             tokenizer_class="GPT2Tokenizer", model_max_length=config.block_size,
@@ -801,18 +777,14 @@ def export(model, folder, tokenizer):
         n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, attn_pdrop=0.0,
         vocab_size=config.vocab_size, embd_pdrop=config.dropout, resid_pdrop=config.dropout)
     weights = {}
-    for name, parameter in model.named_parameters():
-        tensor = parameter.detach().cpu().float()
-        name = name.removeprefix("transformer.")  # as in OpenAI's own file at the hub
+    for name, tensor in model.transformer.state_dict().items():  # names as in OpenAI's file
         weights[name] = tensor.t() if name.startswith("h.") and tensor.dim() == 2 else tensor
         if not config.bias and name.startswith(("h.", "ln_f.")):
             weights[name.replace(".weight", ".bias")] = torch.zeros(len(tensor))  # as good as none
-    header = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in weights.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = dict(dtype="F32", shape=list(tensor.shape), data_offsets=[start, end])
-    header = json.dumps(header).encode()
+    bounds = np.cumsum([0] + [4 * tensor.numel() for tensor in weights.values()]).tolist()  # bytes
+    header = {name: dict(dtype="F32", shape=tensor.shape, data_offsets=[begin, end])
+              for (name, tensor), begin, end in zip(weights.items(), bounds, bounds[1:])}
+    header = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
     header = header.ljust(math.ceil(len(header) / 8) * 8)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -822,5 +794,5 @@ def export(model, folder, tokenizer):
                 file.write(content if isinstance(content, str) else json.dumps(content, indent=2))
         with prepare.atomic_write(new / "model.safetensors") as file:
             file.write(len(header).to_bytes(8, "little") + header)
-            file.writelines(tensor.contiguous().numpy() for tensor in weights.values())
+            file.writelines(t.cpu().float().contiguous().numpy() for t in weights.values())
         os.replace(new, folder)

@@ -1,20 +1,16 @@
-"""Text -> tokens: train a tokenizer, split the text, write data/train.bin, val.bin and test.bin.
+"""Text -> tokens: train a tokenizer, split the text, write token ids alone in nanoGPT's format.
 
     python prepare.py                                                 # input.txt, BPE trained on it
     python prepare.py --input=letters,more.jsonl.gz --tokenizer=gpt2  # a folder and a file
-
-A .bin file holds nothing but token ids, in nanoGPT's format; meta.json describes them.
 """
 
-import bz2
 import collections
 import glob
-import gzip
 import hashlib
+import importlib.util
 import io
 import itertools
 import json
-import lzma
 import os
 import sys
 import tarfile
@@ -44,7 +40,7 @@ vocab_size = 2048  # tokens of the trained BPE, <|endoftext|> included; 257 is p
 bpe_sample_mb = 10.0  # train the BPE on at most this many million training characters
 # system
 workers = 0  # threads that encode; 0: one per core
-out_dir = "data"  # folder for train.bin, val.bin, test.bin and meta.json
+out_dir = "data"  # folder for train.bin, val.bin, test.bin and meta.json, which describes them
 
 SPLITS = ("train", "val", "test")
 END_OF_TEXT = "<|endoftext|>"
@@ -80,8 +76,7 @@ def train_bpe(word_counts, vocab_size):
         if token not in ids:  # "abc" may exist as ab+c: then a+bc is merged into that token
             ids[token] = len(tokens)
             tokens.append(token)
-        # Recount the words that contain the pair, or did.
-        for word in words_with[left, right]:
+        for word in words_with[left, right]:  # recount them with the pair merged
             count_pairs(word, -1)
             merged[word] = merged[word].replace(left + right, chr(ids[token]))
             count_pairs(word, +1)
@@ -93,9 +88,11 @@ def load_tokenizer(description):
     "eot_token". Encoding repeatedly merges the adjacent pair whose token was learned first."""
     tokens = description["tokens"]
     ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
-    encoding = Encoding(description["name"], pat_str=PATTERN, mergeable_ranks=ranks,
-                        special_tokens=description.get("special", {END_OF_TEXT: len(tokens)}))
-    encoding.eot_token = description.get("eot_token", len(tokens))
+    special = description.get("special", {END_OF_TEXT: len(tokens)})
+    encoding = tiktoken.Encoding(description["name"], pat_str=PATTERN, mergeable_ranks=ranks,
+                                 special_tokens=special)
+    encoding.end_id = description.get("eot_token", len(tokens))  # of the token that ends a text
+    encoding.dtype = np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")  # of .bin files
     return encoding
 
 
@@ -109,14 +106,13 @@ def split_by_position(pieces, n_characters):
         bounds = [max(0, bound - len(text)) for bound in bounds]  # as seen from the next text
 
 
-def split_by_hash(pieces):
+def split_by_hash(pieces, n_characters=None):  # called like split_by_position
     """Yield (split, text, is_last) for many documents, assigned by a hash of how each begins."""
     ends = {"test": test_fraction, "val": test_fraction + val_fraction, "train": 1}  # in [0, 1]
     is_new = True
     for text, is_last in pieces:
-        if is_new:
-            digest = hashlib.sha256(text[:65536].encode("utf-8")).hexdigest()
-            u = int(digest[:12], 16) / 16**12  # uniform in [0, 1)
+        if is_new:  # 48 bits of the hash make a number u, uniform in [0, 1)
+            u = int.from_bytes(hashlib.sha256(text[:65536].encode("utf-8")).digest()[:6]) / 2**48
             split = next(split for split, end in ends.items() if u < end)
         yield split, text, is_last
         is_new = is_last
@@ -124,14 +120,13 @@ def split_by_hash(pieces):
 
 def write_splits(pieces, encoding):
     """Write each split's ids to SPLIT.bin.new; return ({split: size}, sha256 of the text)."""
-    splits = {split: {"tokens": 0, "bytes": 0} for split in SPLITS}
+    splits = {split: collections.Counter(tokens=0, bytes=0) for split in SPLITS}
     digest = hashlib.sha256()
     with ExitStack() as stack:  # closes all three files
         files = {s: stack.enter_context(atomic_write(f"{out_dir}/{s}.bin.new")) for s in SPLITS}
         for split, utf8, ids in encode_in_threads(pieces, encoding):
             files[split].write(ids)
-            splits[split]["tokens"] += len(ids)
-            splits[split]["bytes"] += len(utf8)
+            splits[split].update(tokens=len(ids), bytes=len(utf8))  # (a Counter's update adds)
             digest.update(utf8)
         if splits["train"]["bytes"] == 0:
             raise ValueError(f"no document of {input} is in the training split: add documents")
@@ -141,27 +136,22 @@ def write_splits(pieces, encoding):
 def main(arguments):
     configure(arguments)  # input and the other settings above now have their final values
     paths = list(find_files(input))
-    # First pass: count. One document is split by position, several are assigned by hash.
+    # First pass: count. A document comes in pieces; <|endoftext|> follows the last one (is_last).
     n_documents, n_characters = count(document_pieces(paths))
+    split = split_by_position if n_documents == 1 else split_by_hash
     lock = lock_folder(out_dir)  # noqa: F841 (held until main returns)
     finish_publishing(out_dir)  # in case an earlier run was interrupted
 
-    # A piece is a document or part of one; <|endoftext|> follows a document's last piece (is_last).
-    def pieces():  # -> (split, text, is_last) for every piece of every document
-        if n_documents == 1:
-            return split_by_position(document_pieces(paths), n_characters)
-        return split_by_hash(document_pieces(paths))
-
     # Second pass, for a BPE: learn the tokenizer from the training split alone.
     if tokenizer == "bpe":
-        word_counts = count_words(pieces(), n_characters * (1 - val_fraction - test_fraction))
+        word_counts = count_words(split(document_pieces(paths), n_characters), n_characters)
         description = {"name": "bpe", "tokens": train_bpe(word_counts, vocab_size)}
     else:
         description = find_tokenizer(tokenizer)
     encoding = load_tokenizer(description)
 
     # Third pass: encode. The new files replace the old ones together, once all are complete.
-    splits, digest = write_splits(pieces(), encoding)
+    splits, digest = write_splits(split(document_pieces(paths), n_characters), encoding)
     publish(description, encoding, splits, digest)
 
 
@@ -170,10 +160,9 @@ def main(arguments):
 RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new attempt at a download
 TIMEOUT = 30  # seconds without a byte after which a connection counts as broken
 TEXT_ENDINGS = ["", *".txt .md .rst .tex .html .csv .log .py .c .h .js .raw .tokens .jsonl".split()]
-COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-with suppress(ImportError):  # from Python 3.14 on
-    from compression import zstd
-    COMPRESSED[".zst"] = zstd.open
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}  # ending -> module that reads it
+if importlib.util.find_spec("compression"):  # from Python 3.14 on
+    COMPRESSED[".zst"] = "compression.zstd"
 CONVERTERS = {".zst": "zstd -dc", ".parquet": "python -c 'import pandas, sys; print(pandas."
               "read_parquet(sys.argv[1]).to_json(orient=\"records\", lines=True))'"}
 HIDDEN_MEMBER = regex.compile(r"(^|/)\.\w")  # of an archive
@@ -201,8 +190,7 @@ def count(pieces):
         n_marks += text.count(END_OF_TEXT)
         if is_last:
             n_documents += 1
-    fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
-    if n_characters * min(fraction for fraction in fractions if fraction > 0) < 1:
+    if n_characters * min({val_fraction, test_fraction, 1} - {0}) < 1:  # (0: no such split)
         raise ValueError(f"{input} has {n_characters} characters: too few to split")
     if n_marks:
         print(f"note: {END_OF_TEXT} occurs {n_marks:,} times and is treated as ordinary text: see "
@@ -210,25 +198,24 @@ def count(pieces):
     return n_documents, n_characters
 
 
-def count_words(pieces, n_train):
-    """Return {word: count} for bpe_sample_mb of the training split, of about n_train characters."""
+def count_words(pieces, n_characters):
+    """Return {word: count} for bpe_sample_mb of the training split."""
+    n_train = n_characters * (1 - val_fraction - test_fraction)
     fraction = min(1, bpe_sample_mb * 1e6 / n_train)
-    # Words are capped: each merge rescans the words it changes, and an endless one takes hours.
-    pattern = regex.compile(regex.sub(r"\++", "{1,99}", PATTERN))
+    capped = regex.compile(regex.sub(r"\++", "{1,99}", PATTERN))  # an endless word takes hours
     word_counts = collections.Counter()
     for i, text in enumerate(text for split, text, _ in pieces if split == "train"):
         if (i * fraction) % 1 < fraction:  # i * fraction passes an integer: sample evenly
-            word_counts.update(pattern.findall(text))
+            word_counts.update(capped.findall(text))
     return word_counts
 
 
 def encode_in_threads(pieces, encoding):
     """Yield (split, text as UTF-8, token ids) for each piece, in order."""
-
     def encode(split, text, is_last):
         ids = encoding.encode_to_numpy(text, disallowed_special=())
         if is_last:
-            ids = np.append(ids, encoding.eot_token)
+            ids = np.append(ids, encoding.end_id)
         return split, text.encode("utf-8"), ids.astype(encoding.dtype)
 
     encoding.encode("\na")  # the first thread to encode slows others; this one is idle from now on
@@ -256,19 +243,17 @@ def atomic_write(path, mode="wb"):
         temporary.unlink(missing_ok=True)  # if it was not renamed
 
 
-def lock_folder(folder, rank=0):
+def lock_folder(folder):
     """Return a file that holds a lock on the folder until it is closed or the process ends."""
-    if os.name == "nt" or rank > 0:
-        return None
-    import fcntl
     Path(folder).mkdir(parents=True, exist_ok=True)
     file = open(Path(folder, ".lock"), "a")
     try:
+        import fcntl
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ValueError(f"{folder} is in use by process {Path(file.name).read_text()}: wait for "
                          "it to end, or choose another folder") from error
-    except OSError:  # a file system without locks
+    except (ImportError, OSError):  # Windows, or a file system without locks
         return None
     file.truncate(0)
     print(os.getpid(), end="", file=file, flush=True)
@@ -285,12 +270,11 @@ def named_errors(name, stream=None):
         if isinstance(error, MemoryError) or (named and isinstance(error, ValueError)):
             raise
         reason = " ".join(str(error).split()) or repr(error)
-        if isinstance(error, KeyError):
-            reason = f"no {reason}"
+        missing = "no " if isinstance(error, KeyError) else ""  # its text is the key alone
         if stream and isinstance(error, UnicodeDecodeError):
             offset = stream.buffer.tell() - len(error.object) + error.start
             reason = f"byte {offset} is not UTF-8 (see prepare.py's --encoding_errors)"
-        raise ValueError(f"{name}: {reason:.250}") from error
+        raise ValueError(f"{name}: {missing}{reason:.250}") from error
 
 
 def fingerprint(path):
@@ -306,14 +290,17 @@ def fingerprint(path):
 
 def download(url, path, headers=None):
     """Download url to the file path, completely or not at all. Interrupted downloads resume."""
-    import requests  # here, since importing it takes as long as preparing a small text
     part = Path(f"{path}.part{os.environ.get('RANK', '')}")  # one for each process of torchrun
     part.parent.mkdir(parents=True, exist_ok=True)
     for delay in (*RETRY_DELAYS, None):  # None: this attempt is the last
         try:
             fetch(url, part, headers or {})
             return os.replace(part, path)
-        except requests.RequestException as error:  # also a ValueError if the URL is invalid
+        except OSError as error:  # of requests (a ValueError, too, if the URL is invalid) or disk
+            if not hasattr(error, "response"):  # the disk's: those of requests have a response
+                if os.path.exists(path):  # another process has downloaded it
+                    return
+                raise OSError(error.errno, error.strerror, str(path)) from error
             status = getattr(error.response, "status_code", None)
             reason = f"status {status}" if status else f"no connection, {error!r:.150}"
             message = f"{url}: {reason}: check the address, the network and HF_TOKEN"
@@ -321,32 +308,26 @@ def download(url, path, headers=None):
                 raise (FileNotFoundError if status == 404 else OSError)(message) from error
             print(f"{message}; retrying in {delay} s", file=sys.stderr)
             time.sleep(delay)
-        except OSError as error:  # the disk's (those of requests are caught above)
-            if os.path.exists(path):  # another process has downloaded it
-                return
-            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def fetch(url, part, headers):
     """Append the rest of url to the file part; check its length and Hugging Face's sha256."""
-    import requests
+    import requests  # here, since importing it takes as long as preparing a small text
     size = part.stat().st_size if part.exists() else 0
     headers = {**headers, "Accept-Encoding": "identity", "Range": f"bytes={size}-"}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code == 416:  # the part is as long as the file, or longer
             part.unlink(missing_ok=True)
         response.raise_for_status()
-        if response.status_code != 206:  # the server ignores Range and sends the whole file
-            size = 0
+        size = start = size if response.status_code == 206 else 0  # 200: Range is ignored
         total = size + (response.raw.length_remaining or 0)
         promised = response.headers.get("Content-Range", "").rpartition("/")[2]  # "bytes 0-9/10"
-        started, resumed_at = time.monotonic(), size
-        # Another process may be writing the same part: the same bytes at the same offsets.
+        started = time.monotonic()
         with open(part, "r+b" if part.exists() else "wb") as file:
-            file.seek(size)
+            file.seek(size)  # (another process may be writing the same bytes at the same offsets)
             for block in response.iter_content(1 << 16):
                 size += file.write(block)
-                speed = (size - resumed_at) / 1e6 / (time.monotonic() - started + 1e-9)
+                speed = (size - start) / 1e6 / (time.monotonic() - started + 1e-9)
                 print(f"{part.stem}: {size / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s",
                       file=sys.stderr, end="\n" if size == total else "  \r")
             file.truncate()
@@ -355,9 +336,8 @@ def fetch(url, part, headers):
     with open(part, "r+b") as file:  # (fsync on Windows needs a writable file)
         os.fsync(file.fileno())
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    # Hugging Face sends the sha256 of a large (LFS) file with the redirect to its storage.
     tags = str([answer.headers.get("X-Linked-Etag") for answer in (*response.history, response)])
-    if found not in tags and regex.search("[0-9a-f]{64}", tags):
+    if found not in tags and regex.search("[0-9a-f]{64}", tags):  # sent for large (LFS) files
         part.unlink()
         raise requests.ConnectionError("sha256 mismatch")
 
@@ -387,8 +367,7 @@ def find_files(sources):
 
 
 def document_pieces(paths):
-    """Yield (text, is_last) for each piece of each document that isn't empty. A document ends
-    (is_last) with its file or .jsonl line and, with split_on_eot, at each <|endoftext|>."""
+    """Yield (text, is_last) for the pieces of each document: a file, .jsonl line or part of one."""
     for path in paths:
         with open(path, "rb") as file, named_errors(path):
             for text, is_last in read(path, file):  # (split leaves '' at either end)
@@ -402,7 +381,7 @@ def read(name, file, inner_name=None):
     """Yield (text, is_last) for a file or an archive (may be nested), which is read as a stream."""
     stem, ending = os.path.splitext((inner_name or name).lower().replace(".tgz", ".tar.gz"))
     if ending in COMPRESSED:
-        yield from read(name, COMPRESSED[ending](file), stem)
+        yield from read(name, importlib.import_module(COMPRESSED[ending]).open(file), stem)
     elif ending == ".tar" or file.peek(512)[257:262] == b"ustar":  # (a .xz may hold a tar file)
         archive = tarfile.open(fileobj=file, mode="r:")
         while member := archive.next():
@@ -420,31 +399,26 @@ def read(name, file, inner_name=None):
         stream = io.TextIOWrapper(file, "utf-8", encoding_errors, "\n")
         with named_errors(name, stream):
             yield from json_texts(stream) if ending == ".jsonl" else text_pieces(stream)
-    elif ending in CONVERTERS:
-        raise ValueError(f"{name}: convert {ending} to .jsonl or text: {CONVERTERS[ending]} "
-                         f"{name} | python prepare.py --input=-.jsonl (or --input=- for text)")
     else:
         endings = " ".join([*TEXT_ENDINGS, *COMPRESSED, ".tgz", ".tar", ".zip"])
-        raise ValueError(f"{name}: expected a name that ends in one of{endings}")
+        raise ValueError(f"{name}: expected a name that ends in one of{endings}; convert others: "
+                         f"{CONVERTERS.get(ending, 'PROGRAM')} {name} | python prepare.py "
+                         "--input=-.jsonl (or --input=- for text)")
 
 
 def json_texts(stream):
     """Yield (text, True) for each line of a .jsonl file."""
     for number, line in enumerate(stream, 1):
-        try:
+        with named_errors(f"line {number} isn't JSON with text ({text_key=}, {encoding_errors=})"):
             if line := line.strip("\ufeff \t\r\n"):
                 data = json.loads(line)[text_key].encode("utf-16", "surrogatepass")
                 yield data.decode("utf-16", encoding_errors), True  # (lone surrogates are errors)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"line {number} isn't JSON with a valid text ({text_key=}, "
-                             f"{encoding_errors=})") from error
 
 
 def text_pieces(stream):
     """Yield (text, is_last) for a document's pieces, the first as long as split_by_hash needs. They
-    end where no token crosses: before white space ("to| be"), after a word or number ("to|!"), but
-    not inside or just before <|endoftext|>; with split_on_eot, after the last such mark, if any."""
-    ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"
+    end after the last <|endoftext|> with split_on_eot, else where neither it nor a token is cut."""
+    ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"  # to| be, to|!, not to|<
     rest = ""
     while len(block := stream.read(2**17)) == 2**17:
         rest += block
@@ -513,19 +487,13 @@ def finish_publishing(folder):
                     os.replace(new, new.with_suffix(""))
 
 
-class Encoding(tiktoken.Encoding):
-    eot_token = None  # the id of the token that ends a text (tiktoken's is always <|endoftext|>)
-    dtype = property(lambda self: np.dtype("<u2" if self.n_vocab <= 65536 else "<u4"))  # of .bin
-
-
 def find_tokenizer(name):
     """Return the description of a tokenizer: "gpt2" or that of a data, model or run folder."""
     if name == "gpt2":
         try:
-            encoding = tiktoken.get_encoding("gpt2")
+            tokens = tiktoken.get_encoding("gpt2").decode_tokens_bytes(range(50256))  # ordinary
         except OSError as error:
             raise OSError(f"GPT-2's vocabulary could not be downloaded: {error!r:.99}") from error
-        tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
         return {"name": "gpt2", "tokens": [token.decode("latin-1") for token in tokens]}
     if meta := read_meta(name):
         return meta["tokenizer"]
@@ -535,9 +503,8 @@ def find_tokenizer(name):
     raise ValueError(f"{name} has no tokenizer: put its tokenizer.json there")
 
 
-def read_tokenizer(folder, vocab_size):
-    """Return the description of the tokenizer in a model's folder (if it has none and vocab_size is
-    GPT-2's, GPT-2's). Raises ValueError if tiktoken would give other ids than that tokenizer."""
+def read_tokenizer(folder, about, vocab_size):  # about: the model's config.json
+    """Return the description of a model's tokenizer; ValueError if tiktoken's ids would differ."""
     merges_of = {"tokenizer.json": None, "vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
     name = next((name for name in merges_of if (folder / name).exists()), None)
     if name is None:
@@ -548,47 +515,35 @@ def read_tokenizer(folder, vocab_size):
     else:  # two files
         text = (folder / merges_of[name]).read_text(encoding="utf-8")
         found = {"model": dict(vocab=found, merges=regex.findall("(?m)^(?!#version).* .*$", text))}
-    ids, merges = found["model"]["vocab"], found["model"]["merges"]
     special = {added["content"]: added["id"] for added in found.get("added_tokens") or ()}
+    ids, merges = found["model"]["vocab"] | special, found["model"]["merges"]
     pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
     made = {chr(byte).translate(TO_VISIBLE) for byte in range(256)} | {"".join(p) for p in pairs}
     ranks = {pair: rank for rank, pair in enumerate(pairs)}
-    for token in made & special.keys():
-        raise ValueError(f"its tokenizer has {token!r} as an ordinary and as a special token")
-    findable = (ids.keys() - special.keys()) if found["model"].get("ignore_merges") else made
-    for token in findable:
-        if token not in made or bpe(token, ranks) != [token]:  # tiktoken would use it
-            raise ValueError(f"its tokenizer has a token {token!r} that no merge leads to")
-    ids |= special
+    whole = (ids.keys() - special.keys()) if found["model"].get("ignore_merges") else set()
+    for token in made | whole:  # what tiktoken would use
+        parts = list(token)  # merged as BPE does: the adjacent pair with the lowest rank first
+        while mergeable := ranks.keys() & itertools.pairwise(parts):
+            i = list(itertools.pairwise(parts)).index(min(mergeable, key=ranks.get))
+            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        if token in special or token not in made or parts != [token]:
+            raise ValueError(f"its token {token!r} is ordinary and special, or no merge makes it")
     special = {token: i for token, i in ids.items() if token not in made}
-    if len(ids) > len(set(ids.values())):
-        raise ValueError("two tokens of its tokenizer have the same id")
     if made - ids.keys() or not special:
         raise ValueError("its tokenizer lacks some of the 256 bytes or merges, or what ends a text")
     if pairs != sorted(pairs, key=lambda pair: ids["".join(pair)]):
         raise ValueError("the ids of its tokenizer are not in the order of its merges")
-    if max(ids.values()) >= vocab_size:
-        raise ValueError(f"its tokenizer has ids up to {max(ids.values())}, beyond {vocab_size=}")
+    used = set(ids.values())
+    if len(used) < len(ids) or max(used) >= vocab_size:
+        raise ValueError(f"two tokens have the same id, or one has {max(used)} ({vocab_size=})")
     token_of = {ids[token]: token.translate(TO_BYTES) for token in made}
     tokens = [token_of.get(i) for i in range(1 + max(token_of))]
     if special == {END_OF_TEXT: len(tokens)} and None not in tokens:
         return {"name": "bpe", "tokens": tokens}
-    path = folder / "config.json"  # says which token ends a text
-    end = json.loads(path.read_bytes()).get("eos_token_id") if path.exists() else None
-    if end not in special.values():
-        end = special.get(END_OF_TEXT, min(special.values()))
-    unused = {*range(max(ids.values()))} - {*ids.values()}  # a model may still produce these ids
-    special |= {f"<|unused {i}|>": i for i in unused}
+    ends = [about.get("eos_token_id"), special.get(END_OF_TEXT), min(special.values())]
+    end = next(i for i in ends if i in special.values())  # the token that ends a text
+    special |= {f"<|unused {i}|>": i for i in {*range(max(used))} - used}  # a model may draw it
     return {"name": "bpe", "tokens": tokens, "special": special, "eot_token": end}
-
-
-def bpe(word, ranks):
-    """Return the tokens a BPE makes of a word: the pair with the lowest rank is merged first."""
-    tokens = list(word)
-    while pairs := ranks.keys() & itertools.pairwise(tokens):  # adjacent tokens that merge
-        i = list(itertools.pairwise(tokens)).index(min(pairs, key=ranks.get))
-        tokens[i:i + 2] = [tokens[i] + tokens[i + 1]]
-    return tokens
 
 
 def check_tokenizer(found):
@@ -600,16 +555,14 @@ def check_tokenizer(found):
         pre_tokenizer=dict(type=["ByteLevel"], add_prefix_space=[False], use_regex=[True, None]),
         post_processor=dict(type=["ByteLevel", "TemplateProcessing", None],  # adding no token
                             single=[None, [{"Sequence": {"id": "A", "type_id": 0}}]]))
-    for part, keys in gpt2.items():
+    token = dict(special=[True], lstrip=[False], rstrip=[False], single_word=[False])
+    added = {f"added token {t['content']!r}": t for t in found.get("added_tokens") or ()}
+    for part, keys in (gpt2 | dict.fromkeys(added, token)).items():
         for key, allowed in keys.items():
-            value = (found.get(part) or {}).get(key)
+            value = ((found | added).get(part) or {}).get(key)
             if value not in allowed:
                 raise ValueError(f"its tokenizer.json is not like GPT-2's: {part} {key} is "
                                  f"{value!r:.80}, expected {allowed[0]!r}")
-    for added in found.get("added_tokens") or ():
-        if not added["special"] or added["lstrip"] or added["rstrip"] or added["single_word"]:
-            raise ValueError(f"its added token {added['content']!r} is not special, or takes the "
-                             "spaces beside it: change that in its tokenizer.json")
 
 
 def tokenizer_files(description):

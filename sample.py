@@ -42,16 +42,28 @@ dtype = "auto"  # 'float32', 'bfloat16', 'float16'; on a CPU also 'int8', the fa
 compile = False  # on CUDA: replay each step as a CUDA graph (this is not torch.compile)
 
 
-def draw(model, encoding, prompt, n_rows, generator):
-    """Return an iterator over (new ids (B, 1), logits (B, n_ids)) until the text ends."""
-    idx = encode_prompt(model, encoding, prompt, n_rows)
-    return model.stream(idx, max_new_tokens, temperature, top_k, top_p, generator=generator,
-                        eos_token=encoding.eot_token, compile=compile)
-
-
 def generate(model, encoding, prompt, generator):
-    """Print num_samples continuations one after the other, the first one as it is generated."""
-    steps = draw(model, encoding, prompt, num_samples, generator)
+    """Print the continuations of a prompt in the way that the settings ask for."""
+    # <|endoftext|> is the token that ends a document and begins the next one.
+    ids = encoding.encode(prompt, allowed_special="all") or [encoding.end_id]
+    block_size = model.config.block_size
+    if len(ids) > block_size:
+        raise ValueError(f"shorten the prompt: it has {len(ids)} tokens, {block_size=}")
+    n_rows = 1 if beams or probs else num_samples
+    idx = torch.tensor([ids] * n_rows, device=model.transformer.wte.weight.device)  # (B, T)
+    # Each step will give the next ids (B, 1) and the logits (B, n_ids) they are drawn from.
+    steps = model.stream(idx, max_new_tokens, temperature, top_k, top_p, encoding.end_id,
+                         generator, compile=compile)
+    if beams:
+        print_beams(model, encoding, prompt, idx)
+    elif probs:
+        print_probs(encoding, prompt, steps)
+    else:
+        print_texts(encoding, prompt, steps)
+
+
+def print_texts(encoding, prompt, steps):
+    """Print num_samples texts one after the other, the first one as it is generated."""
     decoders = [text_decoder(encoding) for _ in range(num_samples)]
     texts = [prompt] * num_samples
     print(prompt, end="", flush=True)
@@ -62,28 +74,18 @@ def generate(model, encoding, prompt, generator):
     print("", *texts[1:], sep="\n---------------\n")  # "" ends the line of the first
 
 
-def generate_with_probs(model, encoding, prompt, generator):
+def print_probs(encoding, prompt, steps):
     """Print the most likely tokens of each step to standard error, then the text."""
-    decode = text_decoder(encoding)
-    text = prompt
-    for new, logits in draw(model, encoding, prompt, 1, generator):
-        chosen = new[0].item()
-        text += decode(chosen)
+    ids = []
+    for new, logits in steps:
+        ids += new[0].tolist()
         probabilities = logits[0].float().softmax(dim=-1)
         best = probabilities.topk(min(probs, len(probabilities))).indices.tolist()
-        for i in dict.fromkeys([*best, chosen]):  # each token once
-            token = f"{'*' if i == chosen else ' '}{encoding.decode([i])!r}"
+        for i in dict.fromkeys([*best, ids[-1]]):  # each token once
+            token = f"{'*' if i == ids[-1] else ' '}{encoding.decode([i])!r}"
             print(f"{token} {probabilities[i]:.1%}", end="  ", file=sys.stderr)
         print(file=sys.stderr)
-    print(text)
-
-
-def generate_with_beams(model, encoding, prompt):
-    idx = encode_prompt(model, encoding, prompt, 1)
-    found = beam_search(model, idx, max_new_tokens, beams, length_penalty, encoding.eot_token)
-    for ids, log_prob in found:
-        print(f"log-probability {log_prob:.3f}:", file=sys.stderr)
-        print(prompt, *map(text_decoder(encoding), ids[idx.size(1):]), sep="", flush=True)
+    print(prompt, *map(text_decoder(encoding), ids), sep="")
 
 
 def main(arguments):
@@ -111,14 +113,10 @@ def main(arguments):
         return print_score(model, encoding, text, model.transformer.wte.weight.device)
     if interactive:
         return converse(model, encoding)
-    respond(model, encoding, text, torch.Generator().manual_seed(seed))  # calls one of generate...
+    generate(model, encoding, text, torch.Generator().manual_seed(seed))
 
 
 # ---- plumbing: skip on a first reading ----
-
-# Settings that are used once, before the first prompt:
-LOADED = "out_dir snapshot init_from export start score stride interactive device dtype".split()
-
 
 def configure(arguments, current=None):
     settings = config.override(__file__, arguments, current, num_samples=1, stride=1)
@@ -129,33 +127,23 @@ def configure(arguments, current=None):
     globals().update(settings)
 
 
-def encode_prompt(model, encoding, prompt, n_rows):  # -> ids (n_rows, T)
-    # <|endoftext|> is the token that ends a document and begins the next one.
-    ids = encoding.encode(prompt, allowed_special="all") or [encoding.eot_token]
-    if len(ids) > model.config.block_size:
-        raise ValueError(f"shorten the prompt: it has {len(ids)} tokens, block_size="
-                         f"{model.config.block_size}")
-    return torch.tensor([ids] * n_rows, device=model.transformer.wte.weight.device)
+def print_beams(model, encoding, prompt, idx):
+    found = beam_search(model, idx, max_new_tokens, beams, length_penalty, encoding.end_id)
+    for ids, log_prob in found:
+        print(f"log-probability {log_prob:.3f}:", file=sys.stderr)
+        print(prompt, *map(text_decoder(encoding), ids[idx.size(1):]), sep="", flush=True)
 
 
 def text_decoder(encoding):
     """Return a function id -> text that holds back incomplete characters."""
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-    return lambda i: "" if i == encoding.eot_token else decode(encoding.decode_bytes([i]))
-
-
-def respond(model, encoding, prompt, generator):
-    if beams:
-        generate_with_beams(model, encoding, prompt)
-    elif probs:
-        generate_with_probs(model, encoding, prompt, generator)
-    else:
-        generate(model, encoding, prompt, generator)
+    return lambda i: "" if i == encoding.end_id else decode(encoding.decode_bytes([i]))
 
 
 def converse(model, encoding):
     """Read prompts and print continuations until the input ends; Ctrl-C stops the current text."""
     print("Type a prompt; /temperature 0.5 changes a setting; Ctrl-D quits.", file=sys.stderr)
+    fixed = "out_dir snapshot init_from export start score stride interactive device dtype".split()
     generator = torch.Generator().manual_seed(seed)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
@@ -164,21 +152,20 @@ def converse(model, encoding):
                 return
             if line.startswith("/"):
                 words = line[1:].strip().replace("=", " ", 1).split(maxsplit=1)  # name, value
-                if words and words[0] in LOADED:
+                if words and words[0] in fixed:
                     raise ValueError(f"{words[0]} can't be changed now: start sample.py again")
-                current = {name: globals()[name] for name in config.read_settings(__file__)}
-                configure(["--" + "=".join(words)], current)
-                if seed != current["seed"]:
+                configure(["--" + "=".join(words)], globals())  # the others keep their values
+                if words[0] == "seed":
                     generator.manual_seed(seed)
             else:
-                respond(model, encoding, line.rstrip("\r\n"), generator)
+                generate(model, encoding, line.rstrip("\r\n"), generator)
         except (ValueError, KeyboardInterrupt) as error:
             print(error, file=sys.stderr)
         except SystemExit:  # config.usage has printed why
             pass
 
 
-def print_score(model, encoding, text, torch_device):
+def print_score(model, encoding, text, device):
     """Print a text's loss, perplexity and bits per byte; a window advances by stride tokens."""
     tokens = np.array(encoding.encode(text, allowed_special="all"))
     if len(tokens) < 2:
@@ -186,12 +173,11 @@ def print_score(model, encoding, text, torch_device):
     block_size = model.config.block_size
     ends = [*range(block_size + 1, len(tokens), min(stride, block_size)), len(tokens)]
     windows = [(max(0, end - block_size - 1), first, end) for first, end in zip([1, *ends], ends)]
-    nats = sum(measure(lambda x, y: model(x.to(torch_device), y.to(torch_device))[1],
-                       tokens, windows, 1, block_size))
-    targets = tokens[1:]  # the first token has no context
+    nats = sum(measure(lambda x, y: model(x.to(device), y.to(device))[1], tokens, windows, 1,
+                       block_size))
+    targets = tokens[1:]  # the first has no context; below, <|endoftext|> counts as no bytes
     loss = nats / len(targets)
-    without_marks = targets[targets != encoding.eot_token]  # (as in prepare.py's bytes)
-    n_bytes = max(1, len(encoding.decode_bytes(without_marks.tolist())))
+    n_bytes = max(1, len(encoding.decode_bytes(targets[targets != encoding.end_id].tolist())))
     print(f"{len(targets)} tokens, {n_bytes} bytes: loss {loss:.4f}, perplexity "
           f"{math.exp(min(loss, 700)):.2f}, bits per byte {nats / math.log(2) / n_bytes:.4f}")
 

@@ -97,14 +97,13 @@ def hashed(*numbers):
 def shuffled(k, n, *key):
     """Return element k of a random permutation of range(n), without storing all n numbers.
     A Feistel network (Luby & Rackoff 1988): a round turns the halves (left, right) of k's bits into
-    (right, left XOR hash of right). Given right, the XOR can be undone, so different k have
-    different results. A result of n or more goes through it again (cycle walking)."""
+    (right, left XOR hash of right). Given right, this can be undone: each k has its own result."""
     base = 2 ** math.ceil((n - 1).bit_length() / 2)  # % base takes the lower half of the bits
     left, right = divmod(k, base)
     for i in range(4):
         left, right = right, (left ^ hashed(*key, i, right)) % base
     result = left * base + right
-    return result if result < n else shuffled(result, n, *key)
+    return result if result < n else shuffled(result, n, *key)  # or again (cycle walking)
 
 
 def get_batch(tokens, first):
@@ -147,29 +146,27 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            # 1. Nesterov momentum. (a.lerp(b, w) is (1 - w) * a + w * b.)
-            updates = []
+            by_shape = defaultdict(list)  # matrices of one shape are processed together
             for p in group["params"]:
-                if p not in self.state:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                buffer = self.state[p]["momentum_buffer"]
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                updates.append(full_tensor(p.grad.lerp(buffer, group["momentum"])))
-            # 2. Orthogonalize, all matrices of one shape together.
-            by_shape = defaultdict(list)
-            for update in updates:
-                is_c_attn = update.size(0) == 3 * update.size(1)  # three matrices: for Q, K and V
-                for matrix in update.chunk(3 if is_c_attn else 1):  # views, for matrix.copy_
-                    by_shape[matrix.shape].append(matrix)
-            for (rows, cols), matrices in by_shape.items():
+                by_shape[p.shape].append(p)
+            for (rows, cols), parameters in by_shape.items():
+                # 1. Nesterov momentum. (a.lerp(b, w) is (1 - w) * a + w * b.)
+                updates = []
+                for p in parameters:
+                    if p not in self.state:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                    buffer = self.state[p]["momentum_buffer"]
+                    buffer.lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(full_tensor(p.grad.lerp(buffer, group["momentum"])))
+                # 2. Orthogonalize. (c_attn is three matrices: for Q, K and V.)
+                rows = cols if rows == 3 * cols else rows
                 scale = math.sqrt(max(1, rows / cols))  # makes the entries' RMS 1 / sqrt(cols)
-                results = orthogonalized(torch.stack(matrices), group["polynomials"]) * scale
-                for matrix, result in zip(matrices, results):
-                    matrix.copy_(result)  # changes updates
-            # 3. Weight decay and update. (full_tensor and shard_like matter to FSDP only.)
-            for p, update in zip(group["params"], updates):
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(shard_like(p, update), alpha=-group["lr"])
+                matrices = torch.cat(updates).view(-1, rows, cols)
+                results = orthogonalized(matrices, group["polynomials"]) * scale
+                # 3. Weight decay and update. (full_tensor and shard_like matter to FSDP only.)
+                for p, update in zip(parameters, results.reshape(len(parameters), -1, cols)):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(shard_like(p, update), alpha=-group["lr"])
 
 
 def make_optimizers(model):
@@ -194,11 +191,9 @@ def lr_factor(step, n_iters):
         return lr_gamma ** ((step - warmup_iters) // lr_step_iters)
     decay_iters = (lr_decay_iters or n_iters) - warmup_iters
     progress = min(1.0, (step - warmup_iters) / max(1, decay_iters))
-    remaining = 1 - progress
-    if lr_schedule == "cosine":
-        remaining = 0.5 * (1 + math.cos(math.pi * progress))
+    remaining = {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
     lowest = min_lr / (learning_rate or 1.0)  # (learning_rate=0 implies min_lr=0)
-    return lowest + (1 - lowest) * remaining
+    return lowest + (1 - lowest) * remaining[lr_schedule]
 
 
 @dataclass
@@ -287,7 +282,7 @@ def main(arguments):
         loss = evaluate(Run(settings, meta, data, machine), eval_split, name)
         print(REPORT.format(f"{eval_split} with {name} ({block_size=})", **loss))
         return None
-    lock = prepare.lock_folder(out_dir, machine.rank)  # noqa: F841 (held until main returns)
+    lock = prepare.lock_folder(out_dir) if machine.rank == 0 else None  # noqa: F841 (kept open)
     run = start_run(settings, meta, data, machine)
     catch_signals(run)
     if is_finished(run) and Path(out_dir, "final_model.pt").exists():
@@ -330,16 +325,15 @@ def main(arguments):
 Machine = namedtuple("Machine", "device dtype autocast rank n_processes")  # of this process
 HEADER = "step epoch tokens seconds lr train_loss val_loss val_perplexity val_bits_per_byte".split()
 REPORT = "{}: loss {loss:.4f}, perplexity {perplexity:.2f}, {bits_per_byte:.4f} bits per byte"
-AT_LEAST_ONE = """batch_size block_size n_layer n_head n_embd gradient_accumulation_steps
-    snapshot_interval keep_snapshots log_interval eval_interval lr_step_iters""".split()
 
 
 def configure(arguments):
     settings = config.override(
-        __file__, arguments, **dict.fromkeys(AT_LEAST_ONE, 1), optimizer=("muon", "adamw"),
-        lr_schedule=("linear", "cosine", "step", "constant"), target_split=("train", "val"),
-        eval_split=("train", "val", "test"), size=("", *SIZES), parallel=("ddp", "fsdp"),
-        compile=("auto", True, False), muon_polynomials=(*POLYNOMIALS,))
+        __file__, arguments, n_layer=1, n_head=1, n_embd=1, size=("", *SIZES), snapshot_interval=1,
+        keep_snapshots=1, log_interval=1, block_size=1, batch_size=1, gradient_accumulation_steps=1,
+        eval_interval=1, eval_split=prepare.SPLITS, lr_step_iters=1, optimizer=("muon", "adamw"),
+        muon_polynomials=(*POLYNOMIALS,), lr_schedule=("linear", "cosine", "step", "constant"),
+        target_split=("train", "val"), parallel=("ddp", "fsdp"), compile=("auto", True, False))
     globals().update(settings)
     if not max_iters and not max_epochs:
         config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")
@@ -465,9 +459,8 @@ class Tokens:
 def start_run(settings, meta, data, machine):
     """Return the Run, resumed from out_dir's newest snapshot, or with pretrained or new weights."""
     shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd) | SIZES.get(size, {})
-    shape |= dict(block_size=block_size, vocab_size=meta["vocab_size"], dropout=dropout, bias=bias)
     try:
-        new_config = GPTConfig(**shape)
+        new_config = GPTConfig(block_size, meta["vocab_size"], **shape, dropout=dropout, bias=bias)
     except ValueError as error:
         config.usage(error)
     snapshot = find_own_snapshot(settings, meta)
@@ -503,12 +496,11 @@ def start_run(settings, meta, data, machine):
 
 
 def load_weights_for(name, meta):
-    """Return the model of that name, with block_size positions, if the data has its tokenizer."""
+    """Return the model of that name, with block_size positions, if its tokenizer is the data's."""
     model = GPT.from_pretrained(name, dropout)
     model.crop_block_size(block_size)
-    model.tokenizer = model.tokenizer or meta["tokenizer"]
-    ours = meta["tokenizer"] | {"name": model.tokenizer["name"]}  # the name may differ
-    if ours != model.tokenizer or model.config.vocab_size < meta["vocab_size"]:
+    model.tokenizer = (model.tokenizer or meta["tokenizer"]) | {"name": meta["tokenizer"]["name"]}
+    if model.tokenizer != meta["tokenizer"] or model.config.vocab_size < meta["vocab_size"]:
         raise ValueError(f"{data_dir} is not in the tokens of {name}: prepare the text with "
                          f"python prepare.py --out_dir={data_dir} --tokenizer={name}")
     return model
@@ -518,8 +510,7 @@ def find_own_snapshot(settings, meta):
     """Return the newest valid snapshot in out_dir, None for a new run."""
     source = "scratch" if init_from in ("auto", "resume") else init_from
     hint = f"choose another --out_dir, or start over: --init_from={source} --overwrite"
-    candidates = [] if overwrite or init_from == "scratch" else snapshots(out_dir)
-    for path in candidates:
+    for path in [] if overwrite or init_from == "scratch" else snapshots(out_dir):
         try:
             snapshot = read_snapshot(path, dropout=dropout)
             with prepare.named_errors(path):
@@ -555,10 +546,9 @@ def resume(run, snapshot):
     lines = log.read_text("utf-8-sig").splitlines() if log.exists() else []
     run.log = [row for row in csv.DictReader(lines) if int(row["step"]) <= run.step]
     run.started -= float(run.log[-1]["seconds"]) if run.log else 0  # earlier sessions count
-    best = Path(out_dir, "best.pt")
     is_other = snapshot.get("best_measure") != run.best_measure  # (the data may have changed)
-    if is_other and best.exists() and len(run.data["val"]) > 1:
-        run.best_val_loss = evaluate(run, "val", best)["loss"]
+    if is_other and Path(out_dir, "best.pt").exists() and len(run.data["val"]) > 1:
+        run.best_val_loss = evaluate(run, "val", get_snapshot(out_dir, "best"))["loss"]
     run.resumed_from = snapshot["path"]
     print(f"resuming from {run.resumed_from}")
 
@@ -577,9 +567,8 @@ def prepare_out_dir(run):
         for path in [*Path(out_dir).glob("snapshots/*.tmp"), *old, *ended]:
             path.unlink(missing_ok=True)
         for path in snapshots(out_dir):
-            if path == run.resumed_from:
-                break
-            path.rename(f"{path}.broken")  # damaged ones must not displace valid ones
+            if int(path.stem.removeprefix("snapshot_step_")) > run.step:  # a damaged one
+                path.rename(f"{path}.broken")  # it must not displace valid ones
     if not run.resumed_from:
         save_snapshot(run, "snapshots/snapshot_step_0.pt")  # log.csv alone can't be resumed
     write_log(run)
@@ -737,26 +726,24 @@ def log_progress(run):
                tokens=run.sequences * block_size, seconds=time.monotonic() - run.started,
                lr=learning_rate * lr_factor(run.step - 1, run.n_iters), train_loss=run.loss)
     run.log.append(row | {f"val_{name}": value for name, value in val.items()})
-    line = progress(run)
-    line += f", {run.n_skipped} steps skipped" if run.n_skipped else ""
-    line += f", val loss {val['loss']:.4f}, {val['bits_per_byte']:.4f} bits per byte" if val else ""
+    skipped = f", {run.n_skipped} steps skipped" if run.n_skipped else ""
+    losses = ", val loss {loss:.4f}, {bits_per_byte:.4f} bits per byte".format(**val) if val else ""
     write_log(run)
-    report(run, line)
+    report(run, progress(run) + skipped + losses)
 
 
 def write_log(run):
     """Write log.csv; at evaluations, also draw loss.svg."""
-    if run.machine.rank > 0:
-        return
-    rows = [{name: f"{value:.8g}" if isinstance(value, float) else value
-             for name, value in row.items()} for row in run.log]
-    with prepare.atomic_write(Path(out_dir, "log.csv"), "w") as file:
-        writer = csv.DictWriter(file, HEADER, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    if is_due(run, eval_interval):
-        with prepare.atomic_write(Path(out_dir, "loss.svg"), "w") as file:
-            file.write(draw_losses(rows, f"GPT with {run.model.num_params():,} parameters"))
+    if run.machine.rank == 0:
+        rows = [{name: f"{value:.8g}" if isinstance(value, float) else value
+                 for name, value in row.items()} for row in run.log]
+        with prepare.atomic_write(Path(out_dir, "log.csv"), "w") as file:
+            writer = csv.DictWriter(file, HEADER, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        if is_due(run, eval_interval):
+            with prepare.atomic_write(Path(out_dir, "loss.svg"), "w") as file:
+                file.write(draw_losses(rows, f"GPT with {run.model.num_params():,} parameters"))
 
 
 def draw_losses(rows, title):
@@ -800,7 +787,7 @@ def draw_losses(rows, title):
 def print_samples(run, count):
     """Print continuations of sample_prompt and the model's predictions along a validation text."""
     encoding = prepare.load_tokenizer(run.meta["tokenizer"])
-    prompt = encoding.encode(sample_prompt, allowed_special="all") or [encoding.eot_token]
+    prompt = encoding.encode(sample_prompt, allowed_special="all") or [encoding.end_id]
     idx = torch.tensor([prompt] * count, device=run.machine.device)
     generator = torch.Generator().manual_seed(seed)
     for row in run.model.generate(idx, max_length, generator=generator).tolist():

@@ -2,8 +2,7 @@
 
     python train.py config/shakespeare.py --max_iters=500 --compile
 
-Config files are Python and trusted. They run from left to right, and --key=value wins over them,
-also while they run: 1 + max_iters // 8 in a config file sees the value of --max_iters.
+Config files are trusted Python, run from left to right. --key=value wins, also while they run.
 """
 
 import ast
@@ -49,7 +48,6 @@ def read_settings(script):
 
 def run_config_file(path, settings, described, allowed, given):
     """Run a config file with the settings as its globals; return the settings it leaves."""
-
     class Scope(dict):  # in which settings of the command line keep their values
         def __setitem__(self, name, value):
             super().__setitem__(name, given.get(name, value))
@@ -60,8 +58,7 @@ def run_config_file(path, settings, described, allowed, given):
         exec(compile(tree, path, "exec"), scope)
     except Exception as error:
         usage(f"{path}: {type(error).__name__}: {error}")
-    assigned = {node.id for node in ast.walk(tree)
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    assigned = {n.id for n in ast.walk(tree) if type(n) is ast.Name and type(n.ctx) is ast.Store}
     found = {name: checked(described, allowed, name, value, value) for name, value in scope.items()
              if name in described or (name in assigned and name[0] != "_" and not callable(value))}
     return settings | found | given  # (a function in it may have assigned to a given name)

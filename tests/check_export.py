@@ -246,8 +246,8 @@ def reference(folder):
     prompt = row[:, :max(1, size - NEW)]
     tokens = model.generate(prompt, size - prompt.size(1), temperature=0)[0, prompt.size(1):]
     tokens = tokens.tolist()
-    if encoding.eot_token in tokens:  # where the tools stop
-        tokens = tokens[:tokens.index(encoding.eot_token)]
+    if encoding.end_id in tokens:  # where the tools stop
+        tokens = tokens[:tokens.index(encoding.end_id)]
     vocabulary = json.loads(Path(folder, "tokenizer.json").read_bytes())["model"]["vocab"]
     given = dict(root=str(ROOT), folder=str(Path(folder).resolve()), text=TEXT, row=row[0].tolist(),
                  prompt=prompt[0].tolist(), new=len(tokens), vocabulary=vocabulary)

@@ -55,7 +55,7 @@ def greedy(model, encoding):
     new = BLOCK_SIZE - len(prompt)
     ids = model.generate(torch.tensor([prompt]), new, temperature=0)[0].tolist()
     continuation = ids[len(prompt):]
-    assert encoding.eot_token not in continuation  # where tools stop: take another seed
+    assert encoding.end_id not in continuation  # where tools stop: take another seed
     assert len(set(continuation)) > 5
     return prompt, continuation
 

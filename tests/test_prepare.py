@@ -97,7 +97,7 @@ def test_gpt2_tokens_are_openais():
     except OSError as error:
         pytest.skip(f"GPT-2's vocabulary is not available here: {error}")
     encoding = prepare.load_tokenizer(description)
-    assert encoding.n_vocab == 50257 and encoding.eot_token == 50256
+    assert encoding.n_vocab == 50257 and encoding.end_id == 50256
     # ids known from OpenAI's own encoder
     assert encoding.encode_ordinary("Hello world") == [15496, 995]
     assert encoding.encode_ordinary("Hello, I'm a language model,") == [

@@ -133,7 +133,7 @@ def test_transformers_finds_the_same_tokens(exported, trained, transformers):
         ids = encoding.encode(text, allowed_special="all")
         assert theirs(text)["input_ids"] == ids
         assert theirs.decode(ids) == encoding.decode(ids) == text
-    assert theirs.eos_token_id == encoding.eot_token and len(theirs) == encoding.n_vocab
+    assert theirs.eos_token_id == encoding.end_id and len(theirs) == encoding.n_vocab
 
 
 @needs_vocabulary
@@ -613,7 +613,7 @@ def test_the_weights_are_read_without_gpt2s_vocabulary_and_the_reason_is_given(
 def test_the_export_says_which_token_ends_a_text_and_how_long_one_may_be(exported, trained):
     def read(name):
         return json.loads((exported / name).read_text(encoding="utf-8"))
-    end = prepare.load_tokenizer(trained.tokenizer).eot_token
+    end = prepare.load_tokenizer(trained.tokenizer).end_id
     for name in ("config.json", "generation_config.json"):
         assert read(name)["eos_token_id"] == read(name)["bos_token_id"] == end
     assert read("tokenizer_config.json")["model_max_length"] == trained.config.block_size

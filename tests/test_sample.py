@@ -100,17 +100,17 @@ def continuations(model, encoding, prompt, **options):
     """The texts that model.generate makes of a prompt with sample.py's default settings."""
     defaults = dict(num_samples=1, max_new_tokens=40, temperature=0.8, top_k=200, seed=1337)
     options = defaults | options
-    ids = torch.tensor([encoding.encode(prompt, allowed_special="all") or [encoding.eot_token]])
+    ids = torch.tensor([encoding.encode(prompt, allowed_special="all") or [encoding.end_id]])
     seed = options.pop("seed")
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-    rows = model.generate(ids.repeat(options.pop("num_samples"), 1), eos_token=encoding.eot_token,
+    rows = model.generate(ids.repeat(options.pop("num_samples"), 1), eos_token=encoding.end_id,
                           generator=generator, **options).tolist()
     return [prompt + whole_characters(encoding, row[ids.size(1):]) for row in rows]
 
 
 def whole_characters(encoding, ids):
     """The text of the ids up to the end of a document, without a character that is cut short."""
-    end = ids.index(encoding.eot_token) if encoding.eot_token in ids else len(ids)
+    end = ids.index(encoding.end_id) if encoding.end_id in ids else len(ids)
     return codecs.getincrementaldecoder("utf-8")("replace").decode(encoding.decode_bytes(ids[:end]))
 
 
@@ -168,7 +168,7 @@ def test_an_empty_prompt_begins_a_new_document(text_of, model, encoding, tmp_pat
 def test_a_prompt_may_contain_the_token_that_ends_a_document(text_of, model, encoding):
     prompt = "To be<|endoftext|>To"
     ids = encoding.encode(prompt, allowed_special="all")
-    assert encoding.eot_token in ids and len(ids) < len(encoding.encode_ordinary(prompt)) - 3
+    assert encoding.end_id in ids and len(ids) < len(encoding.encode_ordinary(prompt)) - 3
     expected, = continuations(model, encoding, prompt)
     assert text_of(f"--start={prompt}") == expected + "\n"
     plain, = continuations(model, encoding, "To beTo")
@@ -392,7 +392,7 @@ def ender(run_dir, model, encoding):
     fifth = model.generate(ids, 5, temperature=0)[0, -1]
     for name in ("transformer.wte.weight", "lm_head.weight"):
         weight = snapshot["model_state_dict"][name]
-        weight[encoding.eot_token] = weight[fifth]
+        weight[encoding.end_id] = weight[fifth]
     torch.save(snapshot, run_dir.parent / "ender.pt")
     return run_dir.parent / "ender.pt"
 
@@ -405,7 +405,7 @@ def test_beams_are_printed_with_their_log_probabilities_the_best_first(sampled, 
         code, out, err = sampled(f"--snapshot={ender}", "--start=To be", "--max_new_tokens=12",
                                  "--beams=4", f"--length_penalty={penalty}")
         assert code == 0
-        beams = beam_search(model, ids, 12, 4, penalty, encoding.eot_token)
+        beams = beam_search(model, ids, 12, 4, penalty, encoding.end_id)
         assert out == "".join("To be" + whole_characters(encoding, row[ids.size(1):]) + "\n"
                               for row, _ in beams)
         shown = [float(number) for number in re.findall(r"-\d+\.\d+", err)]

@@ -74,7 +74,7 @@ def prepared(source, *arguments):
     for split in prepare.SPLITS:
         ids = np.fromfile(f"out/{split}.bin", meta["dtype"])
         assert len(ids) == meta["splits"][split]["tokens"]
-        ends = np.flatnonzero(ids == encoding.eot_token)
+        ends = np.flatnonzero(ids == encoding.end_id)
         found[split] = [encoding.decode_bytes(part.tolist()).decode()
                         for part in np.split(ids, ends)]
         found[split] = [text.removeprefix(prepare.END_OF_TEXT) for text in found[split]]

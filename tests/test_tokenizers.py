@@ -146,7 +146,7 @@ def test_bytelevelbpetokenizer_opens(folder):
     (("<pad>", END_OF_TEXT), 599, 1), (("<pad>", "<s>"), None, 0)])
 def test_the_config_says_which_token_ends_a_text(special, eos, expected, folder):
     about = {} if eos is None else dict(eos_token_id=eos)
-    assert load_tokenizer(opened(folder, train(special), **about)).eot_token == expected
+    assert load_tokenizer(opened(folder, train(special), **about)).end_id == expected
 
 
 def test_an_id_between_the_tokens_that_none_has_can_be_decoded(folder):
@@ -156,7 +156,7 @@ def test_an_id_between_the_tokens_that_none_has_can_be_decoded(folder):
     found["added_tokens"] = [dict(id=401, content=END_OF_TEXT, special=True, normalized=False,
                                   lstrip=False, rstrip=False, single_word=False)]
     encoding = load_tokenizer(opened(folder, found))
-    assert (encoding.n_vocab, encoding.eot_token) == (402, 401)
+    assert (encoding.n_vocab, encoding.end_id) == (402, 401)
     assert encoding.decode([399]) == "<|unused 399|>"
 
 
