@@ -576,8 +576,8 @@ def load_pretrained(name, dropout):
         raise ValueError(f"{name} is a file: expected its folder, or a snapshot (.pt)")
     with prepare.named_errors(name):
         folder = path if path.is_dir() else hub_folder(name)
-        path = next(folder / file for file in CONFIG_FILES if (folder / file).exists())
-        about = json.loads(path.read_bytes().replace(b"gelu_pytorch_tanh", b"gelu_new"))  # synonyms
+        file = next(folder / file for file in CONFIG_FILES if (folder / file).exists())
+        about = json.loads(file.read_bytes().replace(b"gelu_pytorch_tanh", b"gelu_new"))  # synonyms
         model = with_weights(*read_weights(folder, about, dropout))
         try:
             model.tokenizer = prepare.read_tokenizer(folder, about, model.config.vocab_size)

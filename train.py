@@ -159,9 +159,9 @@ class Muon(torch.optim.Optimizer):
                     buffer.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(full_tensor(p.grad.lerp(buffer, group["momentum"])))
                 # 2. Orthogonalize. (c_attn is three matrices: for Q, K and V.)
-                rows = cols if rows == 3 * cols else rows
-                scale = math.sqrt(max(1, rows / cols))  # makes the entries' RMS 1 / sqrt(cols)
-                matrices = torch.cat(updates).view(-1, rows, cols)
+                height = cols if rows == 3 * cols else rows
+                scale = math.sqrt(max(1, height / cols))  # makes the entries' RMS 1 / sqrt(cols)
+                matrices = torch.cat(updates).view(-1, height, cols)
                 results = orthogonalized(matrices, group["polynomials"]) * scale
                 # 3. Weight decay and update. (full_tensor and shard_like matter to FSDP only.)
                 for p, update in zip(parameters, results.reshape(len(parameters), -1, cols)):
@@ -510,7 +510,8 @@ def find_own_snapshot(settings, meta):
     """Return the newest valid snapshot in out_dir, None for a new run."""
     source = "scratch" if init_from in ("auto", "resume") else init_from
     hint = f"choose another --out_dir, or start over: --init_from={source} --overwrite"
-    for path in [] if overwrite or init_from == "scratch" else snapshots(out_dir):
+    candidates = [] if overwrite or init_from == "scratch" else snapshots(out_dir)
+    for path in candidates:
         try:
             snapshot = read_snapshot(path, dropout=dropout)
             with prepare.named_errors(path):
@@ -662,8 +663,7 @@ def test(run):
 
 def save_snapshot(run, name):
     """Write one file that is enough to resume the run or to generate text."""
-    # full_tensor gathers shards, so all processes call it; only the first keeps the numbers.
-    target = "cpu" if run.machine.rank == 0 else "meta"
+    target = "cpu" if run.machine.rank == 0 else "meta"  # all gather the shards, one keeps them
     names = {p: name for name, p in run.model.named_parameters()}
     weights = {names[p]: full_tensor(p.detach()).to(target) for p in names}
     states = [{"state": {}} for _ in run.optimizers]
