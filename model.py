@@ -71,7 +71,7 @@ class CausalSelfAttention(nn.Module):
             k, v, is_causal, mask = cache.update(self.layer, k, v)
         # attention() calls F.scaled_dot_product_attention. Without a cache it is the same as
         #     later = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
-        #     scores = ((q @ k.mT) / math.sqrt(head_dim)).masked_fill(later, -math.inf)
+        #     scores = ((q @ k.mT) / math.sqrt(q.size(-1))).masked_fill(later, -math.inf)
         #     y = F.softmax(scores, dim=-1) @ v
         y = attention(q, k, v, is_causal, mask)  # (B, n_head, T, head_dim)
         y = y.transpose(1, 2).reshape(B, T, C)  # concatenate the heads
@@ -104,8 +104,7 @@ class Block(nn.Module):
 
     def forward(self, x, cache=None):  # (B, T, C) -> (B, T, C)
         x = x + self.attn(self.ln_1(x), cache)
-        x = x + self.mlp(self.ln_2(x))
-        return x
+        return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):
@@ -209,7 +208,8 @@ class GPT(nn.Module):
         if not 0 < block_size <= self.config.block_size:
             raise ValueError(f"{block_size=}: lower it to the model's {self.config.block_size}")
         self.transformer.wpe.weight.data = self.transformer.wpe.weight.data[:block_size].clone()
-        self.transformer.wpe.num_embeddings = self.config.block_size = block_size
+        self.transformer.wpe.num_embeddings = block_size
+        self.config.block_size = block_size
 
     @classmethod
     def from_pretrained(cls, name, dropout=0.0):
@@ -260,12 +260,11 @@ class Cache:
 
     def next_logits(self, idx):
         """Return the logits (B, n_ids) of what follows idx (B, T), usually reading its newest token
-        alone. Keys depend on positions, so a full cache can't just drop its oldest token: it is
-        emptied, and the newest half of a block is read as if the text began there."""
+        alone. Keys depend on positions: a full cache can't just drop its oldest; it is emptied."""
         block_size = self.model.config.block_size
         unread = idx[:, -block_size:] if self.length == 0 else idx[:, -1:]
         if self.length == block_size:
-            self.length = 0
+            self.length = 0  # as if the text began with the newest half of a block
             unread = idx[:, -max(1, block_size // 2):]
         return self.read(unread)[:, :self.n_ids]  # the logits beyond it are padding
 
@@ -284,7 +283,7 @@ def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
     logits, ids = (logits.float() / temperature).topk(k)  # (B, k), the most likely first
     cumulative = F.softmax(logits, dim=-1).cumsum(dim=-1)
     total = cumulative[:, -1:]
-    if top_p is not None and top_p < 1:  # the last token is the first with which top_p is reached
+    if top_p is not None and top_p < 1:  # the last token kept is the first that reaches top_p
         total = cumulative.gather(1, torch.searchsorted(cumulative, top_p * total))
     # Inverse transform sampling: the first token whose cumulative probability reaches (1 - u) times
     # the total. (As 1 - u > 0, it is never a token of probability 0.)
@@ -333,7 +332,7 @@ def get_device(device="auto", dtype="auto"):
 
 def attention(q, k, v, is_causal=True, mask=None):
     """Attend with q (..., T, head_dim) to k, v (..., S, head_dim) where mask (T, S) is True, like:
-        scores = ((q @ k.mT) / math.sqrt(head_dim)).masked_fill(~mask, -math.inf)
+        scores = ((q @ k.mT) / math.sqrt(q.size(-1))).masked_fill(~mask, -math.inf)
         return F.softmax(scores, dim=-1) @ v"""
     if torch.is_autocast_enabled("cpu") and q.is_cpu and q.requires_grad and q.size(2) < 256:
         with torch.autocast("cpu", enabled=False):  # in bfloat16, backward takes twice as long here
@@ -600,7 +599,8 @@ def with_weights(config, state):  # -> a GPT with copies of weights that may be 
 
 def read_weights(folder, about, dropout):
     """Return the GPTConfig and {name: tensor} of a folder, given its config.json as a dict."""
-    for key, value in (GPT2 | dict(n_inner=4 * about["n_embd"], quantization_config=None)).items():
+    expected = GPT2 | dict(n_inner=4 * about.get("n_embd", 0), quantization_config=None)
+    for key, value in expected.items():
         if about.get(key) not in (None, value):
             raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {value!r}")
     config = GPTConfig(about.get("n_positions", about.get("n_ctx")),
@@ -655,7 +655,7 @@ def hub_folder(name):
     revision = ref.read_text().strip() if ref.exists() else (revision or "main").replace("/", "%2F")
     folder = cache / "snapshots" / revision
 
-    def get(name, *others):  # unless this file or one of the others, which do instead, is there
+    def get(name, *others):  # downloads name, unless it or a file that does instead is there
         if any((folder / file).exists() for file in (name, *others)):
             return
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
@@ -686,7 +686,7 @@ def read_safetensors(path):
     header.pop("__metadata__", None)
     begins, ends = zip(*sorted(entry["data_offsets"] for entry in header.values()))
     if [*begins, len(data) - start] != [0, *ends]:  # each has to begin where the one before ends
-        raise ValueError(f"{path} has {len(data)} bytes, expected {start + ends[-1]} without gaps")
+        raise ValueError(f"{path} has {len(data)} bytes: expected {start + ends[-1]}, without gaps")
     weights = {}
     for name, entry in header.items():
         if entry["dtype"] not in dtypes:
@@ -736,7 +736,7 @@ def read_tensorflow(path):
                 field, kind = divmod(read_number(value), 8)
                 number = value.read(4) if kind == 5 else read_number(value)  # (nested: its size)
                 fields.setdefault(field, []).append(number)
-            if name == "":  # of the table itself
+            if name == "":  # the table's own entry
                 n_shards = fields[1][0]
             if not re.fullmatch(r"model/(h\d+/.*/[wbg]|ln_f/[bg]|w[tp]e)", name):
                 continue  # the optimizer's
@@ -781,7 +781,7 @@ def export(model, folder, tokenizer):
         weights[name] = tensor.t() if name.startswith("h.") and tensor.dim() == 2 else tensor
         if not config.bias and name.startswith(("h.", "ln_f.")):
             weights[name.replace(".weight", ".bias")] = torch.zeros(len(tensor))  # as good as none
-    bounds = np.cumsum([0] + [4 * tensor.numel() for tensor in weights.values()]).tolist()  # bytes
+    bounds = np.cumsum([0] + [4 * t.numel() for t in weights.values()], dtype=np.int64).tolist()
     header = {name: dict(dtype="F32", shape=tensor.shape, data_offsets=[begin, end])
               for (name, tensor), begin, end in zip(weights.items(), bounds, bounds[1:])}
     header = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()

@@ -1,4 +1,4 @@
-"""Text -> tokens: train a tokenizer, split the text, write token ids alone in nanoGPT's format.
+"""Text -> tokens: train a tokenizer, split the text, write data/*.bin (token ids, as nanoGPT does).
 
     python prepare.py                                                 # input.txt, BPE trained on it
     python prepare.py --input=letters,more.jsonl.gz --tokenizer=gpt2  # a folder and a file
@@ -7,7 +7,7 @@
 import collections
 import glob
 import hashlib
-import importlib.util
+import importlib
 import io
 import itertools
 import json
@@ -91,7 +91,7 @@ def load_tokenizer(description):
     special = description.get("special", {END_OF_TEXT: len(tokens)})
     encoding = tiktoken.Encoding(description["name"], pat_str=PATTERN, mergeable_ranks=ranks,
                                  special_tokens=special)
-    encoding.end_id = description.get("eot_token", len(tokens))  # of the token that ends a text
+    encoding.end_id = description.get("eot_token", len(tokens))  # the token that ends a text
     encoding.dtype = np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")  # of .bin files
     return encoding
 
@@ -136,7 +136,7 @@ def write_splits(pieces, encoding):
 def main(arguments):
     configure(arguments)  # input and the other settings above now have their final values
     paths = list(find_files(input))
-    # First pass: count. A document comes in pieces; <|endoftext|> follows the last one (is_last).
+    # First pass: count. A document comes in pieces; <|endoftext|> follows its last one (is_last).
     n_documents, n_characters = count(document_pieces(paths))
     split = split_by_position if n_documents == 1 else split_by_hash
     lock = lock_folder(out_dir)  # noqa: F841 (held until main returns)
@@ -161,8 +161,8 @@ RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new attempt at a download
 TIMEOUT = 30  # seconds without a byte after which a connection counts as broken
 TEXT_ENDINGS = ["", *".txt .md .rst .tex .html .csv .log .py .c .h .js .raw .tokens .jsonl".split()]
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}  # ending -> module that reads it
-if importlib.util.find_spec("compression"):  # from Python 3.14 on
-    COMPRESSED[".zst"] = "compression.zstd"
+with suppress(ImportError):  # from Python 3.14 on, if it was built with zstd
+    COMPRESSED[".zst"] = importlib.import_module("compression.zstd").__name__
 CONVERTERS = {".zst": "zstd -dc", ".parquet": "python -c 'import pandas, sys; print(pandas."
               "read_parquet(sys.argv[1]).to_json(orient=\"records\", lines=True))'"}
 HIDDEN_MEMBER = regex.compile(r"(^|/)\.\w")  # of an archive
@@ -190,7 +190,8 @@ def count(pieces):
         n_marks += text.count(END_OF_TEXT)
         if is_last:
             n_documents += 1
-    if n_characters * min({val_fraction, test_fraction, 1} - {0}) < 1:  # (0: no such split)
+    fractions = {1 - val_fraction - test_fraction, val_fraction, test_fraction} - {0}  # 0: no split
+    if n_characters * min(fractions) < 1:
         raise ValueError(f"{input} has {n_characters} characters: too few to split")
     if n_marks:
         print(f"note: {END_OF_TEXT} occurs {n_marks:,} times and is treated as ordinary text: see "
@@ -313,18 +314,18 @@ def download(url, path, headers=None):
 def fetch(url, part, headers):
     """Append the rest of url to the file part; check its length and Hugging Face's sha256."""
     import requests  # here, since importing it takes as long as preparing a small text
-    size = part.stat().st_size if part.exists() else 0
-    headers = {**headers, "Accept-Encoding": "identity", "Range": f"bytes={size}-"}
+    start = part.stat().st_size if part.exists() else 0
+    headers = {**headers, "Accept-Encoding": "identity", "Range": f"bytes={start}-"}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code == 416:  # the part is as long as the file, or longer
             part.unlink(missing_ok=True)
         response.raise_for_status()
-        size = start = size if response.status_code == 206 else 0  # 200: Range is ignored
-        total = size + (response.raw.length_remaining or 0)
+        start = start if response.status_code == 206 else 0  # 200: the server ignores Range
+        total = start + (response.raw.length_remaining or 0)
         promised = response.headers.get("Content-Range", "").rpartition("/")[2]  # "bytes 0-9/10"
         started = time.monotonic()
         with open(part, "r+b" if part.exists() else "wb") as file:
-            file.seek(size)  # (another process may be writing the same bytes at the same offsets)
+            size = file.seek(start)  # (another process may be writing the same bytes there)
             for block in response.iter_content(1 << 16):
                 size += file.write(block)
                 speed = (size - start) / 1e6 / (time.monotonic() - started + 1e-9)
@@ -367,7 +368,7 @@ def find_files(sources):
 
 
 def document_pieces(paths):
-    """Yield (text, is_last) for the pieces of each document: a file, .jsonl line or part of one."""
+    """Yield (text, is_last) for pieces of documents: files, .jsonl lines, parts (split_on_eot)."""
     for path in paths:
         with open(path, "rb") as file, named_errors(path):
             for text, is_last in read(path, file):  # (split leaves '' at either end)
@@ -408,16 +409,19 @@ def read(name, file, inner_name=None):
 
 def json_texts(stream):
     """Yield (text, True) for each line of a .jsonl file."""
-    for number, line in enumerate(stream, 1):
-        with named_errors(f"line {number} isn't JSON with text ({text_key=}, {encoding_errors=})"):
+    for n, line in enumerate(stream, 1):
+        try:  # (named_errors would make each line take half as long again)
             if line := line.strip("\ufeff \t\r\n"):
                 data = json.loads(line)[text_key].encode("utf-16", "surrogatepass")
                 yield data.decode("utf-16", encoding_errors), True  # (lone surrogates are errors)
+        except Exception as error:
+            raise ValueError(f"line {n} isn't JSON with a valid text ({text_key=}, "
+                             f"{encoding_errors=}): {error!r}") from error
 
 
 def text_pieces(stream):
-    """Yield (text, is_last) for a document's pieces, the first as long as split_by_hash needs. They
-    end after the last <|endoftext|> with split_on_eot, else where neither it nor a token is cut."""
+    """Yield (text, is_last) for a document's pieces, the first as long as split_by_hash needs. One
+    ends after a block's last <|endoftext|> (split_on_eot), else where no token or mark is cut."""
     ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"  # to| be, to|!, not to|<
     rest = ""
     while len(block := stream.read(2**17)) == 2**17:
@@ -527,7 +531,7 @@ def read_tokenizer(folder, about, vocab_size):  # about: the model's config.json
             i = list(itertools.pairwise(parts)).index(min(mergeable, key=ranks.get))
             parts[i:i + 2] = [parts[i] + parts[i + 1]]
         if token in special or token not in made or parts != [token]:
-            raise ValueError(f"its token {token!r} is ordinary and special, or no merge makes it")
+            raise ValueError(f"its token {token!r} is also a special one, or no merge leads to it")
     special = {token: i for token, i in ids.items() if token not in made}
     if made - ids.keys() or not special:
         raise ValueError("its tokenizer lacks some of the 256 bytes or merges, or what ends a text")
@@ -535,7 +539,7 @@ def read_tokenizer(folder, about, vocab_size):  # about: the model's config.json
         raise ValueError("the ids of its tokenizer are not in the order of its merges")
     used = set(ids.values())
     if len(used) < len(ids) or max(used) >= vocab_size:
-        raise ValueError(f"two tokens have the same id, or one has {max(used)} ({vocab_size=})")
+        raise ValueError(f"two of its tokens have the same id, or {max(used)} >= {vocab_size=}")
     token_of = {ids[token]: token.translate(TO_BYTES) for token in made}
     tokens = [token_of.get(i) for i in range(1 + max(token_of))]
     if special == {END_OF_TEXT: len(tokens)} and None not in tokens:
@@ -556,13 +560,13 @@ def check_tokenizer(found):
         post_processor=dict(type=["ByteLevel", "TemplateProcessing", None],  # adding no token
                             single=[None, [{"Sequence": {"id": "A", "type_id": 0}}]]))
     token = dict(special=[True], lstrip=[False], rstrip=[False], single_word=[False])
-    added = {f"added token {t['content']!r}": t for t in found.get("added_tokens") or ()}
-    for part, keys in (gpt2 | dict.fromkeys(added, token)).items():
+    parts = [(part, found.get(part) or {}, keys) for part, keys in gpt2.items()]
+    parts += [(f"added token {t['content']!r}", t, token) for t in found.get("added_tokens") or ()]
+    for part, content, keys in parts:
         for key, allowed in keys.items():
-            value = ((found | added).get(part) or {}).get(key)
-            if value not in allowed:
+            if content.get(key) not in allowed:
                 raise ValueError(f"its tokenizer.json is not like GPT-2's: {part} {key} is "
-                                 f"{value!r:.80}, expected {allowed[0]!r}")
+                                 f"{content.get(key)!r:.80}, expected {allowed[0]!r}")
 
 
 def tokenizer_files(description):

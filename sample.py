@@ -51,15 +51,13 @@ def generate(model, encoding, prompt, generator):
         raise ValueError(f"shorten the prompt: it has {len(ids)} tokens, {block_size=}")
     n_rows = 1 if beams or probs else num_samples
     idx = torch.tensor([ids] * n_rows, device=model.transformer.wte.weight.device)  # (B, T)
-    # Each step will give the next ids (B, 1) and the logits (B, n_ids) they are drawn from.
+    if beams:
+        return print_beams(model, encoding, prompt, idx)
+    # Each step gives the next ids (B, 1) and the logits (B, n_ids) from which they were drawn.
     steps = model.stream(idx, max_new_tokens, temperature, top_k, top_p, encoding.end_id,
                          generator, compile=compile)
-    if beams:
-        print_beams(model, encoding, prompt, idx)
-    elif probs:
-        print_probs(encoding, prompt, steps)
-    else:
-        print_texts(encoding, prompt, steps)
+    print_steps = print_probs if probs else print_texts
+    print_steps(encoding, prompt, steps)
 
 
 def print_texts(encoding, prompt, steps):
@@ -165,7 +163,7 @@ def converse(model, encoding):
             pass
 
 
-def print_score(model, encoding, text, device):
+def print_score(model, encoding, text, model_device):
     """Print a text's loss, perplexity and bits per byte; a window advances by stride tokens."""
     tokens = np.array(encoding.encode(text, allowed_special="all"))
     if len(tokens) < 2:
@@ -173,8 +171,8 @@ def print_score(model, encoding, text, device):
     block_size = model.config.block_size
     ends = [*range(block_size + 1, len(tokens), min(stride, block_size)), len(tokens)]
     windows = [(max(0, end - block_size - 1), first, end) for first, end in zip([1, *ends], ends)]
-    nats = sum(measure(lambda x, y: model(x.to(device), y.to(device))[1], tokens, windows, 1,
-                       block_size))
+    nats = sum(measure(lambda x, y: model(x.to(model_device), y.to(model_device))[1],
+                       tokens, windows, 1, block_size))
     targets = tokens[1:]  # the first has no context; below, <|endoftext|> counts as no bytes
     loss = nats / len(targets)
     n_bytes = max(1, len(encoding.decode_bytes(targets[targets != encoding.end_id].tolist())))

@@ -103,7 +103,7 @@ def shuffled(k, n, *key):
     for i in range(4):
         left, right = right, (left ^ hashed(*key, i, right)) % base
     result = left * base + right
-    return result if result < n else shuffled(result, n, *key)  # or again (cycle walking)
+    return result if result < n else shuffled(result, n, *key)  # else once more (cycle walking)
 
 
 def get_batch(tokens, first):
@@ -328,7 +328,7 @@ REPORT = "{}: loss {loss:.4f}, perplexity {perplexity:.2f}, {bits_per_byte:.4f} 
 
 
 def configure(arguments):
-    settings = config.override(
+    settings = config.override(  # (a number is the smallest valid one, a tuple has all)
         __file__, arguments, n_layer=1, n_head=1, n_embd=1, size=("", *SIZES), snapshot_interval=1,
         keep_snapshots=1, log_interval=1, block_size=1, batch_size=1, gradient_accumulation_steps=1,
         eval_interval=1, eval_split=prepare.SPLITS, lr_step_iters=1, optimizer=("muon", "adamw"),
@@ -459,8 +459,9 @@ class Tokens:
 def start_run(settings, meta, data, machine):
     """Return the Run, resumed from out_dir's newest snapshot, or with pretrained or new weights."""
     shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd) | SIZES.get(size, {})
+    shape |= dict(block_size=block_size, vocab_size=meta["vocab_size"], dropout=dropout, bias=bias)
     try:
-        new_config = GPTConfig(block_size, meta["vocab_size"], **shape, dropout=dropout, bias=bias)
+        new_config = GPTConfig(**shape)
     except ValueError as error:
         config.usage(error)
     snapshot = find_own_snapshot(settings, meta)
@@ -499,8 +500,9 @@ def load_weights_for(name, meta):
     """Return the model of that name, with block_size positions, if its tokenizer is the data's."""
     model = GPT.from_pretrained(name, dropout)
     model.crop_block_size(block_size)
-    model.tokenizer = (model.tokenizer or meta["tokenizer"]) | {"name": meta["tokenizer"]["name"]}
-    if model.tokenizer != meta["tokenizer"] or model.config.vocab_size < meta["vocab_size"]:
+    model.tokenizer = model.tokenizer or meta["tokenizer"]
+    ours = meta["tokenizer"] | {"name": model.tokenizer["name"]}  # the name may differ
+    if ours != model.tokenizer or model.config.vocab_size < meta["vocab_size"]:
         raise ValueError(f"{data_dir} is not in the tokens of {name}: prepare the text with "
                          f"python prepare.py --out_dir={data_dir} --tokenizer={name}")
     return model
@@ -568,13 +570,13 @@ def prepare_out_dir(run):
         for path in [*Path(out_dir).glob("snapshots/*.tmp"), *old, *ended]:
             path.unlink(missing_ok=True)
         for path in snapshots(out_dir):
-            if int(path.stem.removeprefix("snapshot_step_")) > run.step:  # a damaged one
-                path.rename(f"{path}.broken")  # it must not displace valid ones
+            if path == run.resumed_from:
+                break
+            path.rename(f"{path}.broken")  # damaged ones must not displace valid ones
     if not run.resumed_from:
         save_snapshot(run, "snapshots/snapshot_step_0.pt")  # log.csv alone can't be resumed
     write_log(run)
-    last_logged = int(run.log[-1]["step"]) if run.log else 0
-    if last_logged < run.step and is_due(run, eval_interval):
+    if is_due(run, eval_interval) and run.step not in [0, *(int(row["step"]) for row in run.log)]:
         log_progress(run)  # a signal interrupted this evaluation
         save_snapshot(run, f"snapshots/snapshot_step_{run.step}.pt")  # now it knows of best.pt
 
@@ -647,8 +649,7 @@ def evaluate(run, split, name=None):
 
 def test(run):
     """Evaluate the best snapshot, or the final one, on the test split, once; write test.json."""
-    path = Path(out_dir, "test.json")
-    if len(run.data["test"]) < 2 or path.exists():
+    if len(run.data["test"]) < 2 or Path(out_dir, "test.json").exists():
         return None
     best = get_snapshot(out_dir)
     loss = evaluate(run, "test", best)
@@ -656,14 +657,15 @@ def test(run):
         print("stopped before the end of the test: resume the run to repeat it")
         return 128 + run.stop
     if run.machine.rank == 0:
-        with prepare.atomic_write(path, "w") as file:
+        with prepare.atomic_write(Path(out_dir, "test.json"), "w") as file:
             json.dump(dict(snapshot=best.name, **loss), file)
     print(REPORT.format(f"test with {best}", **loss))
 
 
 def save_snapshot(run, name):
     """Write one file that is enough to resume the run or to generate text."""
-    target = "cpu" if run.machine.rank == 0 else "meta"  # all gather the shards, one keeps them
+    # full_tensor gathers shards, so all processes call it; only the first keeps the numbers.
+    target = "cpu" if run.machine.rank == 0 else "meta"
     names = {p: name for name, p in run.model.named_parameters()}
     weights = {names[p]: full_tensor(p.detach()).to(target) for p in names}
     states = [{"state": {}} for _ in run.optimizers]
@@ -688,8 +690,7 @@ def save_snapshot(run, name):
     sum_over_processes(0)  # the others wait until it is written
 
 
-def show(line):
-    """On a terminal, replace the line that was shown last."""
+def show(line):  # on a terminal, it replaces the line that was shown last
     if sys.stdout and sys.stdout.isatty():  # (a longer line would need a second row)
         print(f"\r\033[K{line[:(os.get_terminal_size().columns or 200) - 1]}", end="", flush=True)
 
@@ -702,8 +703,7 @@ def report(run, text):
         run.signals.append(signal.SIGINT)
 
 
-def progress(run):
-    """Return a line with the run's progress, average speed and remaining time."""
+def progress(run):  # -> a line with the run's progress, average speed and remaining time
     seconds = time.monotonic() - run.started
     speed = run.sequences * block_size / seconds
     left = (run.n_iters - run.step) * seconds / run.step
@@ -732,8 +732,7 @@ def log_progress(run):
     report(run, progress(run) + skipped + losses)
 
 
-def write_log(run):
-    """Write log.csv; at evaluations, also draw loss.svg."""
+def write_log(run):  # writes log.csv; at evaluations, also draws loss.svg
     if run.machine.rank == 0:
         rows = [{name: f"{value:.8g}" if isinstance(value, float) else value
                  for name, value in row.items()} for row in run.log]
@@ -746,8 +745,7 @@ def write_log(run):
                 file.write(draw_losses(rows, f"GPT with {run.model.num_params():,} parameters"))
 
 
-def draw_losses(rows, title):
-    """Return a picture of the training and validation losses, in SVG."""
+def draw_losses(rows, title):  # -> a picture of the training and validation losses, in SVG
     def text(x, y, words, anchor="middle", color="black"):
         return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{words}</text>'
 

@@ -2,7 +2,7 @@
 
     python train.py config/shakespeare.py --max_iters=500 --compile
 
-Config files are trusted Python, run from left to right. --key=value wins, also while they run.
+Config files (trusted Python) run from left to right. --key=value wins: they see it already.
 """
 
 import ast
@@ -87,7 +87,7 @@ def checked(described, allowed, name, value, text):
     if type(valid) is tuple and value not in valid:
         usage(f"{name}={value!r}: expected one of {', '.join(map(repr, valid))}")
     if type(value) in (int, float) and not valid <= value < end:
-        usage(f"{name}={value}: expected a number of at least {valid}, below 2**63")
+        usage(f"{name}={value}: expected a number of at least {valid}, below {end}")
     return value
 
 

@@ -426,6 +426,17 @@ def test_bfloat16_is_used_and_close_to_float32(data_dir, tmp_path):
     assert 1e-6 < abs(losses[0] - losses[1]).max() < 0.1
 
 
+def test_a_size_of_gpt3_has_the_block_size_of_the_setting(data_dir, tmp_path, monkeypatch):
+    assert train.SIZES["gpt3-125m"]["block_size"] == 2048
+    monkeypatch.setitem(train.SIZES, "gpt3-125m", dict(n_layer=1, n_head=1, n_embd=8,
+                                                       block_size=2048))
+    arguments = [argument for argument in TINY if not argument.startswith("--n_")]
+    succeed("train", *arguments, f"--data_dir={data_dir}", f"--out_dir={tmp_path}",
+            "--size=gpt3-125m", "--max_iters=1")
+    config = GPT.from_snapshot(tmp_path / "final_model.pt").config
+    assert (config.n_layer, config.n_embd, config.block_size) == (1, 8, 16)
+
+
 def test_size_and_bias_shape_the_model(data_dir, tmp_path, monkeypatch):
     shape = dict(n_layer=1, n_head=2, n_embd=8)
     monkeypatch.setitem(train.SIZES, "gpt2-medium", shape)  # as if it were so small

@@ -437,6 +437,12 @@ def test_a_model_that_computes_something_else_is_refused(key, value, folder):
     assert key in message and repr(value) in message
 
 
+def test_a_model_whose_config_has_other_keys_is_refused_by_its_type(folder):
+    write_safetensors(folder, gpt2_tensors(make_model()))
+    (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    assert "model_type is 'llama'" in refusal(folder)
+
+
 @pytest.mark.parametrize("form", WRITERS)
 def test_missing_extra_and_misshapen_tensors_are_refused_by_name(form, folder):
     whole = gpt2_tensors(make_model())
