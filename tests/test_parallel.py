@@ -139,7 +139,7 @@ def torchrun(*arguments):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def finish(process, timeout=100):
+def finish(process, timeout=300):
     """Return what torchrun and its processes have printed when the last of them has ended."""
     try:
         return process.communicate(timeout=timeout)[0]
