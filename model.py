@@ -599,10 +599,10 @@ def with_weights(config, state):  # -> a GPT with copies of weights that may be 
 
 def read_weights(folder, about, dropout):
     """Return the GPTConfig and {name: tensor} of a folder, given its config.json as a dict."""
-    expected = GPT2 | dict(n_inner=4 * about.get("n_embd", 0), quantization_config=None)
-    for key, value in expected.items():
-        if about.get(key) not in (None, value):
-            raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {value!r}")
+    n_inner = (4 * about["n_embd"]) if about.get("n_inner") else None
+    for key, expected in (GPT2 | {"n_inner": n_inner, "quantization_config": None}).items():
+        if about.get(key, expected) != expected:
+            raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {expected!r}")
     config = GPTConfig(about.get("n_positions", about.get("n_ctx")),
                        about.get("vocab_size", about.get("n_vocab")), about.get("n_layer"),
                        about.get("n_head"), about.get("n_embd"), dropout)
@@ -684,9 +684,9 @@ def read_safetensors(path):
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(bytes(data[8:start]))
     header.pop("__metadata__", None)
-    begins, ends = zip(*sorted(entry["data_offsets"] for entry in header.values()))
-    if [*begins, len(data) - start] != [0, *ends]:  # each has to begin where the one before ends
-        raise ValueError(f"{path} has {len(data)} bytes: expected {start + ends[-1]}, without gaps")
+    bounds = sorted(entry["data_offsets"] for entry in header.values())
+    if [*(begin for begin, _ in bounds), len(data) - start] != [0, *(end for _, end in bounds)]:
+        raise ValueError(f"{path}: data_offsets don't fill the {len(data) - start} bytes of data")
     weights = {}
     for name, entry in header.items():
         if entry["dtype"] not in dtypes:

@@ -416,7 +416,7 @@ def json_texts(stream):
                 yield data.decode("utf-16", encoding_errors), True  # (lone surrogates are errors)
         except Exception as error:
             raise ValueError(f"line {n} isn't JSON with a valid text ({text_key=}, "
-                             f"{encoding_errors=}): {error!r}") from error
+                             f"{encoding_errors=}): {error}") from error
 
 
 def text_pieces(stream):
@@ -531,7 +531,7 @@ def read_tokenizer(folder, about, vocab_size):  # about: the model's config.json
             i = list(itertools.pairwise(parts)).index(min(mergeable, key=ranks.get))
             parts[i:i + 2] = [parts[i] + parts[i + 1]]
         if token in special or token not in made or parts != [token]:
-            raise ValueError(f"its token {token!r} is also a special one, or no merge leads to it")
+            raise ValueError(f"its token {token!r} is also special, or no merges lead to it")
     special = {token: i for token, i in ids.items() if token not in made}
     if made - ids.keys() or not special:
         raise ValueError("its tokenizer lacks some of the 256 bytes or merges, or what ends a text")

@@ -87,7 +87,7 @@ def checked(described, allowed, name, value, text):
     if type(valid) is tuple and value not in valid:
         usage(f"{name}={value!r}: expected one of {', '.join(map(repr, valid))}")
     if type(value) in (int, float) and not valid <= value < end:
-        usage(f"{name}={value}: expected a number of at least {valid}, below {end}")
+        usage(f"{name}={value}: expected a number of at least {valid} (integers: below 2**63)")
     return value
 
 

@@ -271,6 +271,16 @@ def test_partitioned_variables_and_the_v1_format_are_refused_by_name(folder):
     assert "model.ckpt" in (message := refusal(folder)) and "V1" in message and "V2" in message
 
 
+def test_a_shard_without_tensors_makes_no_difference(folder):
+    model = make_model()
+    write_shards(folder, gpt2_tensors(model))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["nothing"] = "empty.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "empty.safetensors").write_bytes(safetensors({}))
+    assert same(model, GPT.from_pretrained(folder))
+
+
 @pytest.mark.parametrize("form", ["safetensors", "shards", "bin", "old bin"])
 def test_float64_becomes_float32(form, folder):
     model = make_model()
@@ -429,6 +439,7 @@ def test_loading_takes_little_more_memory_than_the_model(dtype, head, tmp_path):
     ("model_type", "gpt_neo"), ("activation_function", "gelu"), ("layer_norm_epsilon", 1e-6),
     ("scale_attn_by_inverse_layer_idx", True), ("scale_attn_weights", False),
     ("add_cross_attention", True), ("tie_word_embeddings", False), ("n_inner", 64),
+    ("model_type", None), ("scale_attn_weights", None), ("tie_word_embeddings", None),
     ("quantization_config", {"bits": 4})])
 def test_a_model_that_computes_something_else_is_refused(key, value, folder):
     write_safetensors(folder, gpt2_tensors(make_model()))
