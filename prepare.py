@@ -111,8 +111,9 @@ def split_by_hash(pieces, n_characters=None):  # called like split_by_position
     ends = {"test": test_fraction, "val": test_fraction + val_fraction, "train": 1}  # in [0, 1]
     is_new = True
     for text, is_last in pieces:
-        if is_new:  # 48 bits of the hash make a number u, uniform in [0, 1)
-            u = int.from_bytes(hashlib.sha256(text[:65536].encode("utf-8")).digest()[:6]) / 2**48
+        if is_new:
+            digest = hashlib.sha256(text[:65536].encode("utf-8")).digest()
+            u = int.from_bytes(digest[:6]) / 2**48  # uniform in [0, 1)
             split = next(split for split, end in ends.items() if u < end)
         yield split, text, is_last
         is_new = is_last
@@ -201,8 +202,7 @@ def count(pieces):
 
 def count_words(pieces, n_characters):
     """Return {word: count} for bpe_sample_mb of the training split."""
-    n_train = n_characters * (1 - val_fraction - test_fraction)
-    fraction = min(1, bpe_sample_mb * 1e6 / n_train)
+    fraction = min(1, bpe_sample_mb * 1e6 / (n_characters * (1 - val_fraction - test_fraction)))
     capped = regex.compile(regex.sub(r"\++", "{1,99}", PATTERN))  # an endless word takes hours
     word_counts = collections.Counter()
     for i, text in enumerate(text for split, text, _ in pieces if split == "train"):
