@@ -351,16 +351,12 @@ def linear_cross_entropy(x, weight, targets):
         # GPT-2's logits are near -100, where bfloat16 has steps of 0.5. Without the mean row they
         # are near 0; softmax doesn't change when all logits shift by the same amount.
         weight = (weight - weight.mean(dim=0).detach()).to(torch.get_autocast_dtype(x.device.type))
-    if x.is_cuda:
-        return padded_cross_entropy(x, weight, targets)
-    return F.cross_entropy(F.linear(x, weight).float(), targets, ignore_index=-1)
-
-
-def padded_cross_entropy(x, matrix, targets):
-    """The loss with V padded to a multiple of 128, for tensor cores: (N, C), (V, C), (N,) -> ()."""
-    logits = F.linear(x, F.pad(matrix, (0, 0, 0, (-len(matrix)) % 128)))
+    if not x.is_cuda:
+        return F.cross_entropy(F.linear(x, weight).float(), targets, ignore_index=-1)
+    # With vocab_size padded to a multiple of 128, for tensor cores: (N, C) -> (N, padded size)
+    logits = F.linear(x, F.pad(weight, (0, 0, 0, (-len(weight)) % 128)))
     column = torch.arange(logits.size(1), device=x.device)
-    logits = torch.where(column < len(matrix), logits.float(), -1e30)
+    logits = torch.where(column < len(weight), logits.float(), -1e30)
     return F.cross_entropy(logits, targets, ignore_index=-1)
 
 
