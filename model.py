@@ -160,11 +160,10 @@ class GPT(nn.Module):
     @torch.inference_mode()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,
                generator=None, compile=False):
-        """Yield what follows idx (B, T), token by token: (ids (B, 1), logits (B, n_ids)).
-
-        Ends after max_new_tokens or once every row has produced eos_token. Each row has its own
-        random numbers, so adding rows does not change its text. The text may outgrow block_size.
-        With compile, CUDA replays each step as a recorded graph. (n_ids: the tokenizer's size.)"""
+        """Yield what follows idx (B, T), token by token: (ids (B, 1), logits (B, n_ids)),
+        n_ids being the tokenizer's size. Ends after max_new_tokens or once every row has produced
+        eos_token. Each row has its own random numbers, so adding rows does not change its text. The
+        text may outgrow block_size. With compile, CUDA replays each step as a recorded graph."""
         if temperature < 0 or (top_k or 0) < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_k=}, {top_p=}: expected >= 0, >= 0, in (0, 1]")
         cache = new_cache(self, len(idx), max_new_tokens, compile)  # a Cache, or a faster variant
