@@ -273,7 +273,6 @@ class Cache:
 
 def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
     """Draw the next token: logits (B, vocab_size), uniform random numbers u (B, 1) -> ids (B, 1).
-
     temperature divides the logits (0: the most likely token); top_k keeps the k most likely; top_p
     (Holtzman et al. 2020) keeps the smallest set of them with at least that total probability."""
     if temperature < 1e-6:
