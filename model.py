@@ -144,10 +144,9 @@ class GPT(nn.Module):
         if T == 0 or S > self.config.block_size:
             raise ValueError(f"{S} tokens: expected from 1 to block_size={self.config.block_size}")
         position = torch.arange(T, device=idx.device) if cache is None else cache.extend(T)
-        x = self.transformer.wte(idx) + self.transformer.wpe(position)  # (B, T, C)
-        x = self.transformer.drop(x)
+        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(position))
         for block in self.transformer.h:
-            x = block(x, cache)
+            x = block(x, cache)  # (B, T, C)
         x = self.transformer.ln_f(x)
         if targets is None:  # generating: only the last position matters
             return self.lm_head(x[:, -1:]), None
