@@ -17,7 +17,10 @@ from pathlib import Path
 def override(script, arguments, current=None, **allowed):
     """Return {name: value}: the script's defaults (or current settings) with the arguments applied.
     allowed[name] is a tuple of the valid values or the smallest valid number (0 if absent)."""
-    described = read_settings(script)
+    # A script's settings are its lower-case assignments above the first function.
+    above = Path(script).read_text(encoding="utf-8").partition("\ndef ")[0]
+    found = re.findall(r"^([a-z]\w*) = (.*?)(?:  # (.*))?$", above, re.MULTILINE)
+    described = {name: (ast.literal_eval(default), comment) for name, default, comment in found}
     if "--help" in arguments or "-h" in arguments:
         print(f"usage: python {Path(script).name} [config.py] [--setting=value] ...\n")
         for name, (default, comment) in described.items():
@@ -37,13 +40,6 @@ def override(script, arguments, current=None, **allowed):
     for path in (argument for argument in arguments if not argument.startswith("--")):
         settings = run_config_file(path, settings, described, allowed, given)
     return settings
-
-
-def read_settings(script):
-    """Return {name: (default, comment)} for the lower-case assignments above the first function."""
-    above = Path(script).read_text(encoding="utf-8").partition("\ndef ")[0]
-    found = re.findall(r"^([a-z]\w*) = (.*?)(?:  # (.*))?$", above, re.MULTILINE)
-    return {name: (ast.literal_eval(default), comment) for name, default, comment in found}
 
 
 def run_config_file(path, settings, described, allowed, given):

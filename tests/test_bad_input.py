@@ -68,11 +68,11 @@ def random_value(name, default, folder, dice):
 
 
 def random_settings(script, folder, dice):
-    described = config.read_settings(SCRIPTS[script].__file__)
+    defaults = config.override(SCRIPTS[script].__file__, [])
     arguments = []
     for _ in range(dice.choice([1, 1, 2, 3])):
-        name = dice.choice(list(described))
-        arguments.append(f"--{name}={random_value(name, described[name][0], folder, dice)}")
+        name = dice.choice(list(defaults))
+        arguments.append(f"--{name}={random_value(name, defaults[name], folder, dice)}")
     if dice.random() < 0.1:
         arguments.append(dice.choice(["--nlayer=3", "--", "-h", "--=3", "nothing", "nothing.py", "",
                                       "--help", "--🙂=1", "--batch_size", "--seed", "--_x=1"]))

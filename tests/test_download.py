@@ -244,7 +244,7 @@ def test_a_part_longer_than_the_file_is_cut_if_the_server_ignores_ranges(server,
 
 
 def test_the_constants_of_a_download_are_not_settings():
-    assert not {"RETRY_DELAYS", "TIMEOUT"} & config.read_settings(prepare.__file__).keys()
+    assert not {"RETRY_DELAYS", "TIMEOUT"} & config.override(prepare.__file__, []).keys()
     assert len(prepare.RETRY_DELAYS) == 4
 
 
