@@ -185,13 +185,11 @@ def lr_factor(step, n_iters):
     """Return the factor that scales the peak learning rates in iteration step of n_iters."""
     if step < warmup_iters:
         return (step + 1) / (warmup_iters + 1)
-    if lr_schedule == "constant":
-        return 1.0
     if lr_schedule == "step":
         return lr_gamma ** ((step - warmup_iters) // lr_step_iters)
     decay_iters = (lr_decay_iters or n_iters) - warmup_iters
-    progress = min(1.0, (step - warmup_iters) / max(1, decay_iters))
-    remaining = {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    done = min(1.0, (step - warmup_iters) / max(1, decay_iters))  # from 0 to 1
+    remaining = {"constant": 1, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
     lowest = min_lr / (learning_rate or 1.0)  # (learning_rate=0 implies min_lr=0)
     return lowest + (1 - lowest) * remaining[lr_schedule]
 
