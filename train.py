@@ -735,9 +735,8 @@ def write_log(run):  # writes log.csv; at evaluations, also draws loss.svg
         rows = [{name: f"{value:.8g}" if isinstance(value, float) else value
                  for name, value in row.items()} for row in run.log]
         with prepare.atomic_write(Path(out_dir, "log.csv"), "w") as file:
-            writer = csv.DictWriter(file, HEADER, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+            print(*HEADER, sep=",", file=file)
+            csv.DictWriter(file, HEADER, lineterminator="\n").writerows(rows)
         if is_due(run, eval_interval):
             with prepare.atomic_write(Path(out_dir, "loss.svg"), "w") as file:
                 file.write(draw_losses(rows, f"GPT with {run.model.num_params():,} parameters"))
