@@ -356,10 +356,9 @@ def start_processes():
     torch_device, torch_dtype = get_device(device, dtype)
     autocast = partial(torch.autocast, torch_device.type, torch_dtype, torch_dtype != torch.float32)
     torch.set_float32_matmul_precision("high")  # on GPUs: TF32 where the dtype is float32
-    rank, n_processes = 0, 1
+    rank, n_processes = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))
     if "RANK" in os.environ:  # started by torchrun
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo")
-        rank, n_processes = dist.get_rank(), dist.get_world_size()
         # At interpreter exit, or while a cycle still refers to DDP, destroying the group can abort.
         atexit.register(dist.destroy_process_group)
         atexit.register(gc.collect)  # runs first: the last to be registered
