@@ -416,7 +416,7 @@ def load_data(folder):
         path = Path(folder, f"{split}.bin")
         paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}[._]*bin"))
         fingerprint = "".join(map(prepare.fingerprint, paths))
-        about = meta["splits"].setdefault(split, {"fingerprint": fingerprint})  # without meta.json
+        about = meta["splits"].setdefault(split, dict(fingerprint=fingerprint, bytes=math.nan))
         if about["fingerprint"] != fingerprint:
             raise ValueError(f"{path} is missing or not what meta.json says: {again}")
         data[split] = Tokens([path for path in paths if path.stat().st_size > 0], meta["dtype"])
@@ -639,9 +639,8 @@ def evaluate(run, split, name=None):
         if check_signals(run):  # it ends early
             break
     loss = sum_over_processes(nats) / (ends - begins - 1).sum().item()
-    bytes_per_token = run.meta["splits"][split].get("bytes", math.nan) / len(tokens)
-    return dict(loss=loss, perplexity=math.exp(min(loss, 700)),
-                bits_per_byte=loss / math.log(2) / bytes_per_token)
+    bits_per_byte = loss / math.log(2) * len(tokens) / run.meta["splits"][split]["bytes"]
+    return dict(loss=loss, perplexity=math.exp(min(loss, 700)), bits_per_byte=bits_per_byte)
 
 
 def test(run):
