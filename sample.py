@@ -46,9 +46,8 @@ def generate(model, encoding, prompt, generator):
     """Print the continuations of a prompt in the way that the settings ask for."""
     # <|endoftext|> is the token that ends a document and begins the next one.
     ids = encoding.encode(prompt, allowed_special="all") or [encoding.end_id]
-    block_size = model.config.block_size
-    if len(ids) > block_size:
-        raise ValueError(f"shorten the prompt: it has {len(ids)} tokens, {block_size=}")
+    if len(ids) > model.config.block_size:
+        raise ValueError(f"shorten the prompt: {len(ids)} tokens > {model.config.block_size=}")
     n_rows = 1 if beams or probs else num_samples
     idx = torch.tensor([ids] * n_rows, device=model.transformer.wte.weight.device)  # (B, T)
     if beams:
