@@ -303,7 +303,7 @@ def download(url, path, headers=None):
                     return
                 raise OSError(error.errno, error.strerror, str(path)) from error
             status = getattr(error.response, "status_code", None)
-            reason = f"status {status}" if status else f"no connection, {error!r:.150}"
+            reason = f"status {status}" if status else f"download failed, {error!r:.150}"
             message = f"{url}: {reason}: check the address, the network and HF_TOKEN"
             if delay is None or status in (401, 403, 404) or isinstance(error, ValueError):
                 raise (FileNotFoundError if status == 404 else OSError)(message) from error

@@ -253,4 +253,4 @@ def test_a_retry_is_announced_with_the_reason(tmp_path, monkeypatch, capsys):
     with pytest.raises(OSError):
         prepare.download("http://127.0.0.1:1/x", tmp_path / "x")
     line, = capsys.readouterr().err.splitlines()
-    assert line.startswith("http://127.0.0.1:1/x: no connection, ") and "retrying in 0 s" in line
+    assert line.startswith("http://127.0.0.1:1/x: download failed, ") and "retrying in 0 s" in line
