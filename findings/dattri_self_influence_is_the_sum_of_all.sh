@@ -4,10 +4,10 @@
 #
 # dattri 0.3.0, torch 2.13.0: every text gets the sum of all texts' values. Each batch's values are
 # added to the whole vector of scores, not to the batch's part of it; with one value per batch that
-# is spread over the vector. With one batch of all texts the values are right, with other sizes
-# there's an error. So a ranking by self-influence, for texts that are unusual or learned by heart,
-# is a tie of all. This is so for all attributors with the method of BaseInnerProductAttributor
-# (Explicit, CG, Arnoldi, LiSSA, DataInf, EK-FAC).
+# is spread over the vector. With one batch of all texts the values are right. So a ranking by
+# self-influence, for texts that are unusual or learned by heart, is a tie of all. By its source,
+# the other attributors with the method of BaseInnerProductAttributor (Explicit, CG, Arnoldi, LiSSA,
+# EK-FAC) do the same, and batches of other sizes end in an error.
 #
 # Seen (a small GPT with random weights, 4 texts, IFAttributorDataInf):
 #   batch size 4: attribute 249.48 308.03 365.75 279.39
