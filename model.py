@@ -422,7 +422,7 @@ def packed_linear(weight, bias, n_rows):
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         W = ops._reorder_linear_weight(weight, n_rows)
         return partial(ops._linear_pointwise, W=W, B=bias, attr="none", scalars=[], algorithm="")
-    # With AVX2, oneDNN is faster with a convolution, of an image with n_rows pixels, C channels.
+    # With AVX2, oneDNN is faster at a convolution over an image of n_rows pixels with C channels.
     W = ops._reorder_convolution_weight(
         weight[:, :, None, None], input_size=[1, weight.size(1), n_rows, 1])
 

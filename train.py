@@ -356,12 +356,12 @@ def start_processes():
     torch_device, torch_dtype = get_device(device, dtype)
     autocast = partial(torch.autocast, torch_device.type, torch_dtype, torch_dtype != torch.float32)
     torch.set_float32_matmul_precision("high")  # on GPUs: TF32 where the dtype is float32
-    rank, n_processes = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))
     if "RANK" in os.environ:  # started by torchrun
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo")
         # At interpreter exit, or while a cycle still refers to DDP, destroying the group can abort.
         atexit.register(dist.destroy_process_group)
         atexit.register(gc.collect)  # runs first: the last to be registered
+    rank, n_processes = (dist.get_rank(), dist.get_world_size()) if "RANK" in os.environ else (0, 1)
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # only the first process prints
     if gradient_accumulation_steps % n_processes != 0 and not eval_only:

@@ -102,6 +102,13 @@ def test_the_seed_decides_the_weights_and_the_order_of_the_data(data_dir, tmp_pa
         assert same(a, b) and not same(a, c)
 
 
+def test_a_cluster_that_sets_world_size_without_torchrun_gets_one_process(
+        data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run(data_dir, tmp_path / "out", "--max_iters=1", "--gradient_accumulation_steps=1")
+    assert (tmp_path / "out" / "final_model.pt").exists()
+
+
 def test_a_sequence_depends_on_its_number_in_the_run_alone(monkeypatch):
     monkeypatch.setattr(train, "block_size", 8)
     tokens = np.arange(500, dtype=np.uint16)
