@@ -66,7 +66,8 @@ class CausalSelfAttention(nn.Module):
         # What a position looks for (query), contains (key) and passes on (value), in every head:
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # from (B, T, 3C)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, n_head, T, head_dim) each
-        is_causal, mask = True, None
+        is_causal = True
+        mask = None
         if cache is not None:  # generating (class Cache, below): also attend to earlier tokens
             k, v, is_causal, mask = cache.update(self.layer, k, v)
         # attention() calls F.scaled_dot_product_attention. Without a cache it is the same as
@@ -260,10 +261,10 @@ class Cache:
         """Return the logits (B, n_ids) of what follows idx (B, T), usually reading its newest token
         alone. Keys depend on positions: a full cache can't just drop its oldest; it is emptied."""
         block_size = self.model.config.block_size
-        unread = idx[:, -block_size:] if self.length == 0 else idx[:, -1:]
         if self.length == block_size:
             self.length = 0  # as if the text began with the newest half of a block
-            unread = idx[:, -max(1, block_size // 2):]
+            idx = idx[:, -max(1, block_size // 2):]
+        unread = idx[:, -block_size:] if self.length == 0 else idx[:, -1:]
         return self.read(unread)[:, :self.n_ids]  # the logits beyond it are padding
 
     def read(self, ids):
@@ -282,8 +283,7 @@ def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
     total = cumulative[:, -1:]
     if top_p is not None and top_p < 1:  # the last token kept is the first that reaches top_p
         total = cumulative.gather(1, torch.searchsorted(cumulative, top_p * total))
-    # Inverse transform sampling: the first token whose cumulative probability reaches (1 - u) times
-    # the total. (As 1 - u > 0, it is never a token of probability 0.)
+    # Inverse transform sampling: the first token at which a random part of the total is reached.
     return ids.gather(1, torch.searchsorted(cumulative, (1 - u) * total))
 
 
@@ -361,7 +361,7 @@ def linear_cross_entropy(x, weight, targets):
 def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processes=1):
     """Yield the sum of the losses, in nats, of each batch. A window (begin, first, end) predicts
     tokens[first:end], each from the tokens since begin. loss_of(inputs, targets) is the mean loss.
-    Batches are padded with -1 to one shape. Each process gets as many (FSDP); some may be empty."""
+    Other targets are -1. All processes yield equally many (FSDP); a batch may have no window."""
     for i in range(0, len(windows), n_processes * batch_size):
         ids = torch.zeros(batch_size, 1 + block_size, dtype=torch.int64)
         targets = torch.full((batch_size, 1 + block_size), -1)
@@ -370,7 +370,7 @@ def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processe
             targets[row, first - begin:end - begin] = ids[row, first - begin:end - begin]
         count = (targets != -1).sum().item()
         loss = loss_of(ids[:, :-1], targets[:, 1:])
-        yield (loss.item() * count) if count > 0 else 0.0
+        yield (loss.item() * count if count > 0 else 0.0)
 
 
 def uniform_rows(n_rows, generator, device):
@@ -383,7 +383,7 @@ def uniform_rows(n_rows, generator, device):
 
 
 def n_token_ids(tokenizer):  # -> how many ids it has
-    special = tokenizer.get("special", {"": len(tokenizer["tokens"])})
+    special = tokenizer.get("special", {prepare.END_OF_TEXT: len(tokenizer["tokens"])})
     return 1 + max(len(tokenizer["tokens"]) - 1, *special.values())
 
 
@@ -436,7 +436,7 @@ def packed_linear(weight, bias, n_rows):
 
 
 def for_inference(model, device, dtype):
-    """Convert a float32 model for inference only, to the device and dtype or, on a CPU, to "int8":
+    """Convert a float32 model, in place, to the device and dtype or, on a CPU, to "int8":
     8-bit weights, a scale per output, 7-bit inputs (without VNNI, 8 bits could overflow)."""
     if dtype != torch.float32:  # without the mean row, as in linear_cross_entropy; no longer tied
         weight = model.lm_head.weight.detach()
@@ -509,8 +509,8 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
         log_probs = F.log_softmax(cache.next_logits(texts).float(), dim=-1)  # (beams, n_ids)
         log_probs[done] = -math.inf  # a complete beam continues with eos_token, for free
         log_probs[done, eos_token] = 0.0
-        scores, best = (scores[:, None] + log_probs).flatten().topk(beams)
-        parents, new = torch.unravel_index(best, log_probs.shape)
+        scores, best = (scores[:, None] + log_probs).flatten().topk(beams)  # of all continuations
+        parents, new = torch.unravel_index(best, log_probs.shape)  # (beams,) each
         texts = torch.cat((texts[parents], new[:, None]), dim=1)
         cache.past[..., :cache.length, :] = cache.past[:, :, parents, :, :cache.length]
     lengths = ((texts[:, T:] != eos_token).sum(dim=1) + 1).clamp(max=texts.size(1) - T)
@@ -603,7 +603,7 @@ def with_weights(config, state):  # -> a GPT with copies of weights that may be 
     model.lm_head.weight = model.transformer.wte.weight
     state.clear()  # so that each map is released before the next tensor is copied
     for parameter in model.parameters():
-        parameter.data = torch.empty(parameter.shape).copy_(parameter.data)
+        parameter.data = torch.empty(parameter.shape).copy_(parameter.data)  # to float32
     return model
 
 
@@ -613,14 +613,14 @@ def read_weights(folder, about, dropout):
     for key, expected in (GPT2 | {"n_inner": n_inner, "quantization_config": None}).items():
         if about.get(key, expected) != expected:
             raise ValueError(f"its {key} is {about[key]!r}, GPT-2's is {expected!r}")
-    config = GPTConfig(about.get("n_positions", about.get("n_ctx")),
-                       about.get("vocab_size", about.get("n_vocab")), about.get("n_layer"),
-                       about.get("n_head"), about.get("n_embd"), dropout)
+    config = GPTConfig(block_size=about.get("n_positions", about.get("n_ctx")), dropout=dropout,
+                       vocab_size=about.get("vocab_size", about.get("n_vocab")),
+                       **{key: about.get(key) for key in ("n_layer", "n_head", "n_embd")})
     readers = {".safetensors": read_safetensors, ".bin": torch_load, ".index": read_tensorflow}
     state = {}
     for path in weight_files(folder):
         found = readers[path.suffix](path)
-        for key, tensor in found.get("model", found).items():
+        for key, tensor in found.get("model", found).items():  # (nested in some)
             key = re.sub(PREFIXES, "", key)
             if re.search(r"\.attn\.(masked_)?bias$|^multiple_choice_head\.", key):
                 continue  # the causal mask of old files; GPT2DoubleHeadsModel's second head
@@ -665,7 +665,7 @@ def hub_folder(name):
     revision = ref.read_text().strip() if ref.exists() else (revision or "main").replace("/", "%2F")
     folder = cache / "snapshots" / revision
 
-    def get(name, *others):  # downloads name, unless it or a file that does instead is there
+    def get(name, *others):  # downloads name, unless it or one of the others is there
         if any((folder / file).exists() for file in (name, *others)):
             return
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
@@ -678,7 +678,7 @@ def hub_folder(name):
     get("config.json")
     # Of each row, the first file that the model has is enough (vocab.json needs merges.txt, too).
     for row in (["tokenizer.json", "vocab.json"], ["tokenizer.json", "merges.txt"], WEIGHT_FILES):
-        for name in row[:3]:
+        for name in row[:3]:  # (the others are TensorFlow's)
             with suppress(FileNotFoundError):
                 get(name, *row)
     for path in weight_files(folder):

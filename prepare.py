@@ -50,11 +50,11 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 
 
 def train_bpe(word_counts, vocab_size):
-    """Learn a byte-pair encoding (Sennrich et al. 2016) from {word: count}. Words begin as bytes,
-    the tokens 0 to 255. Then the most frequent pair of adjacent tokens (on a tie, the one with
-    smaller ids) is merged into a new token, and so on. A word is kept as one character, chr(id),
-    per token, so that a merge is str.replace: once "th" is token 256, "the" is chr(256) + "e"."""
-    tokens = [chr(byte) for byte in range(256)]  # their bytes as latin-1; then tokens[256] is "th"
+    """Learn a byte-pair encoding (Sennrich et al. 2016): {word: count} -> list of tokens. Words
+    begin as bytes, the tokens 0 to 255. Then the most frequent pair of adjacent tokens (on a tie,
+    the one with smaller ids) becomes a new token, and so on. In merged, a token is the character
+    chr(id), so that a merge is str.replace: once "th" is 256, "the" is chr(256) + "e"."""
+    tokens = [chr(byte) for byte in range(256)]  # id -> its bytes, as latin-1: JSON has no bytes
     ids = {token: i for i, token in enumerate(tokens)}
     merged = {word: word.encode("utf-8").decode("latin-1") for word in word_counts}  # one per byte
     pair_counts = collections.Counter()
@@ -76,7 +76,7 @@ def train_bpe(word_counts, vocab_size):
         if token not in ids:  # "abc" may exist as ab+c: then a+bc is merged into that token
             ids[token] = len(tokens)
             tokens.append(token)
-        for word in words_with[left, right]:  # recount them with the pair merged
+        for word in words_with[left, right]:  # recount them, merged (this adds no word to it)
             count_pairs(word, -1)
             merged[word] = merged[word].replace(left + right, chr(ids[token]))
             count_pairs(word, +1)
@@ -84,8 +84,8 @@ def train_bpe(word_counts, vocab_size):
 
 
 def load_tokenizer(description):
-    """Return tiktoken's encoding for a dict of "name", "tokens" (None: unused), maybe "special" and
-    "eot_token". Encoding repeatedly merges the adjacent pair whose token was learned first."""
+    """Return tiktoken's encoding for a description: "name", "tokens" (None: an unused id), in some
+    "special", "eot_token". Encoding repeatedly merges the pair whose token was learned first."""
     tokens = description["tokens"]
     ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
@@ -120,7 +120,7 @@ def split_by_hash(pieces, n_characters=None):  # called like split_by_position
 
 
 def write_splits(pieces, encoding):
-    """Write each split's ids to SPLIT.bin.new; return ({split: size}, sha256 of the text)."""
+    """Write each split's ids to SPLIT.bin.new; return ({split: its size}, sha256 of all text)."""
     splits = {split: collections.Counter(tokens=0, bytes=0) for split in SPLITS}
     digest = hashlib.sha256()
     with ExitStack() as stack:  # closes all three files
@@ -136,11 +136,12 @@ def write_splits(pieces, encoding):
 
 def main(arguments):
     configure(arguments)  # input and the other settings above now have their final values
+    lock = lock_folder(out_dir) if input in ("-", "-.jsonl") else None  # (its text is kept there)
     paths = list(find_files(input))
-    # First pass: count. A document comes in pieces; <|endoftext|> follows its last one (is_last).
+    # First pass: count. A document comes in pieces; is_last is true for the one that ends it.
     n_documents, n_characters = count(document_pieces(paths))
     split = split_by_position if n_documents == 1 else split_by_hash
-    lock = lock_folder(out_dir)  # noqa: F841 (held until main returns)
+    lock = lock or lock_folder(out_dir)  # held until main returns
     finish_publishing(out_dir)  # in case an earlier run was interrupted
 
     # Second pass, for a BPE: learn the tokenizer from the training split alone.
@@ -219,11 +220,11 @@ def encode_in_threads(pieces, encoding):
             ids = np.append(ids, encoding.end_id)
         return split, text.encode("utf-8"), ids.astype(encoding.dtype)
 
-    encoding.encode("\na")  # the first thread to encode slows others; this one is idle from now on
+    encoding.encode("\na")  # the first thread to encode slows down the others: this one is idle
     n_threads = workers or os.cpu_count()
     with ThreadPoolExecutor(n_threads) as threads:  # few pieces are read ahead, to save memory
         while ahead := list(itertools.islice(pieces, 64 * n_threads)):
-            yield from threads.map(encode, *zip(*ahead))
+            yield from threads.map(lambda piece: encode(*piece), ahead)
 
 
 @contextmanager
@@ -245,7 +246,7 @@ def atomic_write(path, mode="wb"):
 
 
 def lock_folder(folder):
-    """Return a file that holds a lock on the folder until it is closed or the process ends."""
+    """Return a file that holds a lock on the folder until it is closed; None if it can't be."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     file = open(Path(folder, ".lock"), "a")
     try:
@@ -284,7 +285,7 @@ def fingerprint(path):
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:
         for i in range(64):
-            file.seek(i * size // 64)
+            file.seek((i * size) // 64)
             digest.update(file.read(min(65536, size // 64 + 1)))
     return digest.hexdigest()
 
@@ -317,7 +318,7 @@ def fetch(url, part, headers):
     start = part.stat().st_size if part.exists() else 0
     headers = {**headers, "Accept-Encoding": "identity", "Range": f"bytes={start}-"}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416:  # the part is as long as the file, or longer
+        if response.status_code == 416:  # the part is as long as the file, or longer: start over
             part.unlink(missing_ok=True)
         response.raise_for_status()
         start = start if response.status_code == 206 else 0  # 200: the server ignores Range
@@ -333,7 +334,7 @@ def fetch(url, part, headers):
                       file=sys.stderr, end="\n" if size == total else "  \r")
             file.truncate()
     if size < total or promised not in ("", "*", str(size)):
-        raise requests.ConnectionError(f"{size:,} of {total:,} bytes came")
+        raise requests.ConnectionError(f"received {size:,} of {total:,} bytes")
     with open(part, "r+b") as file:  # (fsync on Windows needs a writable file)
         os.fsync(file.fileno())
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -349,8 +350,8 @@ def find_files(sources):
     for source in names:
         source = source if os.path.exists(source) else SOURCES.get(source, source)
         digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]  # URLs may share a file name
-        copy = f"data/downloads/{digest}-{os.path.basename(source.split('?')[0])}"
-        found = [source] if os.path.exists(source) else [copy, *glob.glob(source, recursive=True)]
+        local = f"data/downloads/{digest}-{os.path.basename(source.split('?')[0])}"
+        found = [source] if os.path.exists(source) else [local, *glob.glob(source, recursive=True)]
         if source in ("-", "-.jsonl"):  # standard input, kept because it is read three times
             found = [f"{out_dir}/stdin{source[1:]}"]
             with atomic_write(found[0]) as file:
@@ -358,9 +359,9 @@ def find_files(sources):
         elif os.path.isdir(source):  # without hidden files (rglob does not follow links)
             found = [path for path in Path(source).rglob("*")
                      if "/." not in f"/{path.relative_to(source).as_posix()}"
-                     and (not path.is_dir() or os.listdir(path))]  # listdir raises, rglob is silent
-        elif "://" in source and not os.path.exists(copy):
-            download(source, copy)
+                     and (not path.is_dir() or os.listdir(path))]  # listdir: an error if unreadable
+        elif "://" in source and not os.path.exists(local):
+            download(source, local)
         found = sorted(str(path) for path in found if os.path.isfile(path))
         if not found:
             raise FileNotFoundError(2, "No such file or directory, or an empty one", source)
@@ -379,7 +380,7 @@ def document_pieces(paths):
 
 
 def read(name, file, inner_name=None):
-    """Yield (text, is_last) for a file or an archive (may be nested), which is read as a stream."""
+    """Yield (text, is_last) of a file or nested archive, as a stream. inner_name: without .gz"""
     stem, ending = os.path.splitext((inner_name or name).lower().replace(".tgz", ".tar.gz"))
     if ending in COMPRESSED:
         yield from read(name, importlib.import_module(COMPRESSED[ending]).open(file), stem)
@@ -389,8 +390,8 @@ def read(name, file, inner_name=None):
             archive.members.clear()  # or memory would grow with the number of members
             if member.isfile() and not HIDDEN_MEMBER.search(member.name):
                 yield from read(f"{name}/{member.name}", archive.extractfile(member))
-        if file.read(1 << 20)[:512] != bytes(512):  # reading also verifies the checksum of a .gz
-            raise ValueError("the end of the archive is missing")
+        if file.read(1 << 20)[:512] != bytes(512):  # the last block (reading checks a .gz's CRC)
+            raise ValueError("the end of the archive (two blocks of zeros) is missing")
     elif ending == ".zip":
         archive = zipfile.ZipFile(file)
         for member in archive.infolist():
@@ -399,7 +400,7 @@ def read(name, file, inner_name=None):
     elif ending in TEXT_ENDINGS:
         stream = io.TextIOWrapper(file, "utf-8", encoding_errors, "\n")
         with named_errors(name, stream):
-            yield from json_texts(stream) if ending == ".jsonl" else text_pieces(stream)
+            yield from (json_texts(stream) if ending == ".jsonl" else text_pieces(stream))
     else:
         endings = " ".join([*TEXT_ENDINGS, *COMPRESSED, ".tgz", ".tar", ".zip"])
         raise ValueError(f"{name}: expected a name that ends in one of{endings}; convert others: "
@@ -461,7 +462,6 @@ def publish(description, encoding, splits, digest):
     with atomic_write(f"{out_dir}/meta.json", "w") as file:  # this commits the new data
         json.dump(sealed(meta), file)
     finish_publishing(out_dir)
-
     print(f"{input} -> {out_dir}/  ({encoding.name}, {encoding.n_vocab:,} tokens, {meta['dtype']})")
     print(f"{'split':6}{'tokens':>14}{'bytes':>16}{'bytes/token':>14}")
     for split, about in splits.items():
@@ -525,7 +525,7 @@ def read_tokenizer(folder, about, vocab_size):  # about: the model's config.json
     made = {chr(byte).translate(TO_VISIBLE) for byte in range(256)} | {"".join(p) for p in pairs}
     ranks = {pair: rank for rank, pair in enumerate(pairs)}
     whole = (ids.keys() - special.keys()) if found["model"].get("ignore_merges") else set()
-    for token in made | whole:  # what tiktoken would use
+    for token in made | whole:  # do its characters merge into it, as in tiktoken?
         parts = list(token)  # merged as BPE does: the adjacent pair with the lowest rank first
         while mergeable := ranks.keys() & itertools.pairwise(parts):
             i = list(itertools.pairwise(parts)).index(min(mergeable, key=ranks.get))

@@ -23,7 +23,7 @@ init_from = "auto"  # 'auto', 'resume': a snapshot of out_dir; or 'gpt2', anothe
 export = ""  # write the model into this new folder in Hugging Face's format, and stop
 # text
 start = "\n"  # the prompt; FILE:path reads a file, - standard input, '' begins a new document
-num_samples = 1  # continuations, generated side by side (probs: one; beams: one for each beam)
+num_samples = 1  # continuations, generated side by side (with probs 1, with beams one each)
 max_new_tokens = 200  # length of each
 temperature = 0.8  # below 1 sharpens the distribution, above 1 flattens it; 0: the most likely
 top_k = 200  # sample only from the k most likely tokens; 0: all
@@ -44,7 +44,7 @@ compile = False  # on CUDA: replay each step as a CUDA graph (this is not torch.
 
 def generate(model, encoding, prompt, generator):
     """Print the continuations of a prompt in the way that the settings ask for."""
-    # <|endoftext|> is the token that ends a document and begins the next one.
+    # An empty prompt becomes <|endoftext|>, which ends a document and so begins the next one.
     ids = encoding.encode(prompt, allowed_special="all") or [encoding.end_id]
     if len(ids) > model.config.block_size:
         raise ValueError(f"shorten the prompt: {len(ids)} tokens > {model.config.block_size=}")
@@ -88,10 +88,10 @@ def print_probs(encoding, prompt, steps):
 def main(arguments):
     configure(arguments)  # start and the other settings above now have their final values
     torch_device, torch_dtype = get_device(device, "float32" if dtype == "int8" else dtype)
-    # The text: with --score that file, else the prompt.
+    # Read the text before the model, which takes longer: --score's file, or else the prompt.
     if score or start.startswith("FILE:"):
         pieces = document_pieces([score or start.removeprefix("FILE:")])
-        text = "".join(part + ("\n" if ends else "") for part, ends in pieces).removesuffix("\n")
+        text = "".join(part + ("\n" if last else "") for part, last in pieces).removesuffix("\n")
     else:
         text = sys.stdin.buffer.read().decode() if start == "-" else start
     if init_from in ("auto", "resume"):

@@ -49,7 +49,7 @@ sample_prompt = "\n"  # what samples begin with
 num_return_sequences = 5  # samples of the final model
 max_length = 30  # new tokens in every sample
 # model (if init_from names one, only block_size and dropout apply)
-size = ""  # a name in model.py's SIZES, instead of the next three
+size = ""  # a name in model.py's SIZES, instead of the next three (block_size stays)
 n_layer = 4  # blocks
 n_head = 4  # attention heads in each block
 n_embd = 128  # width
@@ -67,7 +67,7 @@ target_split = "train"  # the loss that target_loss refers to: 'train' or 'val'
 optimizer = "muon"  # 'muon' (for the matrices in the blocks, AdamW for the rest) or 'adamw'
 learning_rate = 0.01  # AdamW's peak learning rate
 muon_learning_rate = 0.03  # Muon's peak learning rate
-muon_polynomials = "newton-schulz"  # or 'polar-express': faster, but more sensitive to rounding
+muon_polynomials = "newton-schulz"  # or 'polar-express': faster, less exact
 weight_decay = 0.1  # for matrices only; with Muon, those in the blocks
 embedding_weight_decay = 0.0  # with Muon: for the embeddings
 beta1 = 0.9  # AdamW: decay rate of the first moment
@@ -119,8 +119,8 @@ def get_batch(tokens, first):
     return torch.from_numpy(tokens[np.stack(positions)].astype(np.int64))
 
 
-# The coefficients a, b, c of each step of orthogonalized: Muon's, or the first three of Polar
-# Express (Amsel et al. 2025; the first one rescaled for values up to 1.02): faster, less exact.
+# The coefficients a, b, c of each step of orthogonalized: Jordan et al.'s, or the first three of
+# Polar Express (Amsel et al. 2025; the first rescaled for values up to 1.02): faster, less exact.
 POLYNOMIALS = {"newton-schulz": 5 * [(3.4445, -4.7750, 2.0315)],
                "polar-express": [(8.1247, -22.2349, 15.6695), (4.1071, -2.9478, 0.5448),
                                  (3.9487, -2.9089, 0.5518)]}
@@ -212,7 +212,7 @@ class Run:
     best_measure: list = None  # what best_val_loss was measured on
     n_iters: int = 0  # iterations to do
     started: float = field(default_factory=time.monotonic)
-    n_skipped: int = 0  # iterations with inf or nan in the loss or the gradient
+    n_skipped: int = 0  # iterations with inf or nan in loss or gradient (counted on the device)
     resumed_from: Path = None
     log: list = field(default_factory=list)  # the rows of log.csv
     signals: list = field(default_factory=list)  # Ctrl-C or SIGTERM, as received by this process
@@ -255,7 +255,7 @@ def train_step(run):
     for opt in run.optimizers:
         run.scaler.unscale_(opt)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), grad_clip or math.inf)
-    is_finite = torch.isfinite(total_loss + full_tensor(norm))
+    is_finite = torch.isfinite(total_loss + full_tensor(norm))  # if both are
     run.n_skipped = run.n_skipped + (~is_finite).long()
     # Update the weights. With float16, an update that is not finite is skipped.
     for opt, peak in zip(run.optimizers, (learning_rate, muon_learning_rate)):  # AdamW's, Muon's
@@ -304,7 +304,7 @@ def main(arguments):
         if sample_interval and run.step % sample_interval == 0:
             print_samples(run, 1)
         # On a terminal, show how far the run is.
-        if sys.stdout and sys.stdout.isatty() and math.isfinite(run.loss):
+        if math.isfinite(run.loss):
             show(progress(run))
 
     show("")
@@ -341,7 +341,7 @@ def configure(arguments):
     if min_lr > learning_rate:
         config.usage(f"{min_lr=}: expected at most {learning_rate=}")
     if overwrite and init_from in ("auto", "resume"):
-        config.usage("overwrite=True needs --init_from=scratch (or a model's name)")
+        config.usage("overwrite=True deletes the run: leave it out, or add --init_from=scratch")
     return settings
 
 
@@ -358,7 +358,7 @@ def start_processes():
     torch.set_float32_matmul_precision("high")  # on GPUs: TF32 where the dtype is float32
     if "RANK" in os.environ:  # started by torchrun
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo")
-        # At interpreter exit, or while a cycle still refers to DDP, destroying the group can abort.
+        # Left to the interpreter's end, or while a cycle refers to DDP, this can abort.
         atexit.register(dist.destroy_process_group)
         atexit.register(gc.collect)  # runs first: the last to be registered
     rank, n_processes = (dist.get_rank(), dist.get_world_size()) if "RANK" in os.environ else (0, 1)
@@ -382,7 +382,7 @@ def full_tensor(tensor):  # complete, where FSDP gives each process a shard
 
 
 def shard_like(p, tensor):  # this process's shard of a complete tensor, if p is sharded
-    if not hasattr(p, "full_tensor") or p.shape != tensor.shape:
+    if not hasattr(p, "full_tensor") or p.shape != tensor.shape:  # (AdamW's step is a number)
         return tensor
     return dist.tensor.distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None)
 
@@ -415,7 +415,7 @@ def load_data(folder):
     for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
         paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}[._]*bin"))
-        fingerprint = "".join(map(prepare.fingerprint, paths))
+        fingerprint = "".join(map(prepare.fingerprint, paths))  # (without meta.json: any)
         about = meta["splits"].setdefault(split, dict(fingerprint=fingerprint, bytes=math.nan))
         if about["fingerprint"] != fingerprint:
             raise ValueError(f"{path} is missing or not what meta.json says: {again}")
@@ -477,18 +477,18 @@ def start_run(settings, meta, data, machine):
         with prepare.named_errors(out_dir):
             resume(run, snapshot)
     # The run ends after max_iters or max_epochs, whichever comes first.
-    sequences = batch_size * gradient_accumulation_steps  # of an iteration
+    per_iteration = batch_size * gradient_accumulation_steps  # sequences
     unread = math.ceil(max_epochs * (len(data["train"]) // block_size)) - run.sequences
-    last = (run.step + math.ceil(unread / sequences)) if max_epochs else math.inf
+    last = (run.step + math.ceil(unread / per_iteration)) if max_epochs else math.inf
     run.n_iters = min(max_iters or math.inf, last)
     # Compiling takes half a minute, which pays off from about 1e16 FLOPs on.
-    is_long = model.flops_per_token() * run.n_iters * sequences * block_size > 1e16
+    is_long = model.flops_per_token() * run.n_iters * per_iteration * block_size > 1e16
     if compile is True or (compile == "auto" and machine.device.type == "cuda" and is_long):
         run.forward = torch.compile(forward)
     if sum_over_processes(run.step) != run.step * machine.n_processes:
         raise ValueError(f"out_dir={out_dir}: expected a folder that all processes share")
     print(f"{model.num_params():,} parameters, {len(data['train']):,} training tokens, "
-          f"{run.n_iters} iterations of {sequences * block_size:,} tokens, "
+          f"{run.n_iters} iterations of {per_iteration * block_size:,} tokens, "
           f"{machine.device.type}, {str(machine.dtype)[6:]}, {optimizer}")
     return run
 
@@ -506,7 +506,7 @@ def load_weights_for(name, meta):
 
 
 def find_own_snapshot(settings, meta):
-    """Return the newest valid snapshot in out_dir, None for a new run."""
+    """Return out_dir's newest valid snapshot (its init_from becomes that of settings) or None."""
     source = "scratch" if init_from in ("auto", "resume") else init_from
     hint = f"choose another --out_dir, or start over: --init_from={source} --overwrite"
     candidates = [] if overwrite or init_from == "scratch" else snapshots(out_dir)
@@ -629,22 +629,22 @@ def evaluate(run, split, name=None):
     begins = np.arange(0, len(tokens) - 1, block_size)
     if eval_iters:  # only that many batches, spread over the split
         n = min(len(begins), eval_iters * batch_size)
-        begins = begins[np.arange(n) * len(begins) // n]
+        begins = begins[(np.arange(n) * len(begins)) // n]
     ends = np.minimum(begins + block_size + 1, len(tokens))
     windows = np.stack((begins, begins + 1, ends), axis=1)
     nats = 0.0
     for batch_nats in measure(partial(loss_of, run), tokens, windows, batch_size, block_size,
                               run.machine.rank, run.machine.n_processes):
         nats += batch_nats
-        if check_signals(run):  # it ends early
+        if check_signals(run):  # end early: the caller discards the result
             break
     loss = sum_over_processes(nats) / (ends - begins - 1).sum().item()
-    bits_per_byte = loss / math.log(2) * len(tokens) / run.meta["splits"][split]["bytes"]
+    bits_per_byte = (loss / math.log(2)) * (len(tokens) / run.meta["splits"][split]["bytes"])
     return dict(loss=loss, perplexity=math.exp(min(loss, 700)), bits_per_byte=bits_per_byte)
 
 
 def test(run):
-    """Evaluate the best snapshot, or the final one, on the test split, once; write test.json."""
+    """Evaluate the best (or final) model on the test split, once. Return the exit code."""
     if len(run.data["test"]) < 2 or Path(out_dir, "test.json").exists():
         return None
     best = get_snapshot(out_dir)
@@ -778,7 +778,7 @@ def draw_losses(rows, title):  # -> a picture of the training and validation los
 
 @torch.no_grad()
 def print_samples(run, count):
-    """Print continuations of sample_prompt and the model's predictions along a validation text."""
+    """Print continuations of sample_prompt and, for a validation text, the likeliest tokens."""
     encoding = prepare.load_tokenizer(run.meta["tokenizer"])
     prompt = encoding.encode(sample_prompt, allowed_special="all") or [encoding.end_id]
     idx = torch.tensor([prompt] * count, device=run.machine.device)

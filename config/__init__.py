@@ -2,7 +2,7 @@
 
     python train.py config/shakespeare.py --max_iters=500 --compile
 
-Config files (trusted Python) run from left to right. --key=value wins: they see it already.
+Config files (trusted Python) run from left to right. They see the values of --key=value, which win.
 """
 
 import ast
@@ -68,7 +68,7 @@ def checked(described, allowed, name, value, text):
         hint = f": did you mean {near[0]!r}?" if near else ""
         usage(f"there is no setting {name!r}{hint} (--help lists all settings)")
     default = described[name][0]
-    expected = bool if name == "compile" and type(value) is bool else type(default)
+    expected = bool if name == "compile" and type(value) is bool else type(default)  # or 'auto'
     if expected is str and type(value) is not str:
         value = text  # --start=1984
     with suppress(OverflowError, ValueError):  # 10**400 is no valid float, inf and nan no int

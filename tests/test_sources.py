@@ -477,23 +477,30 @@ def test_gpt2s_bytes_per_token_are_printed_where_its_vocabulary_is_cached(text):
 # ---- the lock -----------------------------------------------------------------------------------
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no flock")
-def test_a_second_prepare_in_the_same_folder_is_refused_and_the_first_succeeds(text):
+@pytest.mark.parametrize("source", ["x.txt", "-"])
+def test_a_second_prepare_in_the_same_folder_is_refused_and_the_first_succeeds(source, text):
     Path("x.txt").write_bytes((ROOT / "input.txt").read_bytes())
     Path("y.txt").write_text(text)
-    command = [sys.executable, ROOT / "prepare.py", "--input=x.txt", "--out_dir=out"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as first:
+    command = [sys.executable, ROOT / "prepare.py", "--out_dir=out"]
+    with open("x.txt") as stdin, subprocess.Popen([*command, f"--input={source}"], stdin=stdin,
+                                                  stdout=subprocess.DEVNULL) as first:
         lock = Path("out/.lock")
         while first.poll() is None and not (lock.exists() and lock.read_text()):
             time.sleep(0.01)
         first.send_signal(signal.SIGSTOP)  # it learns its BPE, which takes a while
         before = sorted(os.listdir("out"))
         code, out, err = call("prepare", "--input=y.txt", "--vocab_size=300", "--out_dir=out")
-        assert code == 1 and out == "" and err.count("\n") == 1
-        assert f"out is in use by process {first.pid}" in err and "another folder" in err
-        assert sorted(os.listdir("out")) == before
+        piped = subprocess.run([*command, "--input=-"], input=b"other", capture_output=True)
+        after = sorted(os.listdir("out"))
         first.send_signal(signal.SIGCONT)
+    assert code == 1 and out == "" and err.count("\n") == 1
+    assert f"out is in use by process {first.pid}" in err and "another folder" in err
+    assert piped.returncode == 1 and b"out is in use by process" in piped.stderr
+    assert after == before
     assert first.returncode == 0
-    assert json.loads(Path("out/meta.json").read_text())["source"]["name"] == "x.txt"
+    about = json.loads(Path("out/meta.json").read_text())["source"]
+    digest = hashlib.sha256(Path("x.txt").read_bytes()).hexdigest()
+    assert about["name"] == source and about["sha256"] == digest
     prepared("y.txt")  # the lock ends with the process
 
 
