@@ -674,7 +674,6 @@ def hub_folder(name):
         token = os.environ.get("HF_TOKEN")
         prepare.download(f"{endpoint}/{model}/resolve/{revision}/{name}", folder / name,
                          {"Authorization": f"Bearer {token}"} if token else None)
-
     get("config.json")
     # Of each row, the first file that the model has is enough (vocab.json needs merges.txt, too).
     for row in (["tokenizer.json", "vocab.json"], ["tokenizer.json", "merges.txt"], WEIGHT_FILES):

@@ -136,7 +136,7 @@ def write_splits(pieces, encoding):
 
 def main(arguments):
     configure(arguments)  # input and the other settings above now have their final values
-    lock = lock_folder(out_dir) if input in ("-", "-.jsonl") else None  # (its text is kept there)
+    lock = lock_folder(out_dir) if {"-", "-.jsonl"} & {*input.split(",")} else None  # (kept there)
     paths = list(find_files(input))
     # First pass: count. A document comes in pieces; is_last is true for the one that ends it.
     n_documents, n_characters = count(document_pieces(paths))
@@ -268,9 +268,9 @@ def named_errors(name, stream=None):
     try:
         yield
     except Exception as error:  # every format has exceptions of its own
-        named = str(error).startswith((f"{name}: ", f"{name}/"))  # by an inner call
-        if isinstance(error, MemoryError) or (named and isinstance(error, ValueError)):
-            raise
+        named = isinstance(error, ValueError) and str(error).startswith((f"{name}: ", f"{name}/"))
+        if named or regex.search("MemoryError|allocate memory|Input/output error", repr(error)):
+            raise  # (named by an inner call, or the file is not to blame)
         reason = " ".join(str(error).split()) or repr(error)
         missing = "no " if isinstance(error, KeyError) else ""  # its text is the key alone
         if stream and isinstance(error, UnicodeDecodeError):
@@ -405,7 +405,7 @@ def read(name, file, inner_name=None):
         endings = " ".join([*TEXT_ENDINGS, *COMPRESSED, ".tgz", ".tar", ".zip"])
         raise ValueError(f"{name}: expected a name that ends in one of{endings}; convert others: "
                          f"{CONVERTERS.get(ending, 'PROGRAM')} {name} | python prepare.py "
-                         "--input=-.jsonl (or --input=- for text)")
+                         "--out_dir=FOLDER --input=-.jsonl (or --input=- for text)")
 
 
 def json_texts(stream):
@@ -445,7 +445,7 @@ def read_meta(folder):
         meta = json.loads(path.read_bytes())
         if meta == sealed({key: value for key, value in meta.items() if key != "sha256"}):
             return meta
-    raise ValueError(f"{path} is damaged: prepare it again: python prepare.py --out_dir={folder}")
+    raise ValueError(f"{path} is damaged: prepare it again with prepare.py (--out_dir={folder})")
 
 
 def sealed(meta):  # -> meta with a sha256 of itself
@@ -477,7 +477,7 @@ def publish(description, encoding, splits, digest):
         text = encoding.decode(np.fromfile(f"{out_dir}/val.bin", encoding.dtype, 1 << 18).tolist())
         with suppress(OSError):  # a cached file that is damaged
             gpt2_ids = tiktoken.get_encoding("gpt2").encode(text, allowed_special="all")
-            ratio = len(text.encode("utf-8")) / max(1, len(gpt2_ids))
+            ratio = len(text.replace(END_OF_TEXT, "").encode("utf-8")) / max(1, len(gpt2_ids))
             print(f"GPT-2's tokenizer, for comparison: {ratio:.2f} bytes/token (beginning of val)")
 
 

@@ -405,11 +405,12 @@ def distributed(model, device):
 def load_data(folder):
     """Return (meta, {split: Tokens}). Data of nanoGPT or llm.c has no meta.json: GPT-2's tokens."""
     prepare.finish_publishing(folder)
-    tokenizer = "" if init_from in ("auto", "scratch", "resume") else f" --tokenizer={init_from}"
-    again = f"prepare it again: python prepare.py --out_dir={folder}{tokenizer}"
-    if Path(folder, "meta.pkl").exists():
-        raise ValueError(f"{folder} holds nanoGPT's character tokens (meta.pkl): {again}")
     meta = prepare.read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={})
+    source = meta.setdefault("source", {"name": "input.txt"})["name"]
+    tokenizer = "" if init_from in ("auto", "scratch", "resume") else f" --tokenizer={init_from}"
+    again = f"prepare it again: python prepare.py --input={source} --out_dir={folder}{tokenizer}"
+    if Path(folder, "meta.pkl").exists() and not meta["splits"]:
+        raise ValueError(f"{folder} has nanoGPT's character ids (meta.pkl): use prepare.py instead")
     least = {eval_split: 2} if eval_only else {target_split: 2, "train": block_size + 1}  # tokens
     data = {}
     for split in ("train", "val", "test"):
@@ -500,8 +501,8 @@ def load_weights_for(name, meta):
     model.tokenizer = model.tokenizer or meta["tokenizer"]
     ours = meta["tokenizer"] | {"name": model.tokenizer["name"]}  # the name may differ
     if ours != model.tokenizer or model.config.vocab_size < meta["vocab_size"]:
-        raise ValueError(f"{data_dir} is not in the tokens of {name}: prepare the text with "
-                         f"python prepare.py --out_dir={data_dir} --tokenizer={name}")
+        raise ValueError(f"{data_dir} is not in the tokens of {name}: python prepare.py "
+                         f"--input={meta['source']['name']} --out_dir=FOLDER --tokenizer={name}")
     return model
 
 
@@ -617,7 +618,7 @@ def check_iteration(run, loss):
         norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters())).item()
     if not math.isfinite(run.loss + norm) or (run.n_skipped and not run.scaler.is_enabled()):
         raise ValueError(f"iteration {run.step}: inf or nan in the loss, gradient or weights: "
-                         "lower learning_rate and muon_learning_rate")
+                         "lower learning_rate and muon_learning_rate, perhaps in a new --out_dir")
 
 
 def evaluate(run, split, name=None):

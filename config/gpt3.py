@@ -16,11 +16,12 @@ _table = {  # learning rate, batch in tokens
     "gpt3-6.7b": (1.2e-4, 2e6),
     "gpt3-13b": (1.0e-4, 2e6),
     "gpt3-175b": (0.6e-4, 3.2e6),
+    "": (6.0e-4, 0.5e6),  # --size= with --n_layer etc.: a shape of your own
 }
 out_dir = "out_gpt3"
 size = "gpt3-125m"  # --size on the command line wins, also in the next line
 if size not in _table:
-    raise ValueError(f"{size=}: expected one of {', '.join(_table)}")
+    raise ValueError(f"{size=}: expected one of {', '.join(filter(None, _table))}")
 learning_rate, _batch = _table[size]
 min_lr = learning_rate / 10
 block_size = 2048

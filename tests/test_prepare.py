@@ -91,6 +91,20 @@ def test_without_a_validation_text_there_is_no_comparison_with_gpt2s_tokenizer(t
     assert "for comparison" not in succeed("prepare", *arguments, "--val_fraction=0")
 
 
+def test_the_comparison_with_gpt2s_tokenizer_counts_bytes_and_tokens_as_the_table_does(tmp_path):
+    try:
+        prepare.find_tokenizer("gpt2")  # now it is cached
+    except OSError as error:
+        pytest.skip(f"GPT-2's vocabulary is not available here: {error}")
+    with open(tmp_path / "x.jsonl", "w", encoding="utf-8") as file:
+        for i in range(300):
+            print(json.dumps({"text": f"This is the document with number {i}."}), file=file)
+    out = succeed("prepare", f"--input={tmp_path / 'x.jsonl'}", "--tokenizer=gpt2",
+                  f"--out_dir={tmp_path}")
+    in_table = regex.search(r"(?m)^val .* ([\d.]+)$", out)[1]
+    assert f"GPT-2's tokenizer, for comparison: {in_table} bytes/token" in out
+
+
 def test_gpt2_tokens_are_openais():
     try:
         description = prepare.find_tokenizer("gpt2")

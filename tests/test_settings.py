@@ -149,6 +149,13 @@ def test_a_size_that_gpt3_does_not_have_is_refused_with_those_it_has(capsys):
     assert "size='gpt2'" in error and "gpt3-125m" in error and "gpt3-175b" in error
 
 
+def test_gpt3s_recipe_takes_a_shape_of_ones_own():
+    shape = ["--size=", "--n_layer=2", "--n_head=2", "--n_embd=64"]
+    settings = override(ROOT / "train.py", ROOT / "config" / "gpt3.py", *shape)
+    assert settings["size"] == "" and settings["n_embd"] == 64
+    assert settings["learning_rate"] == 6.0e-4  # that of the smallest
+
+
 @pytest.mark.parametrize("batch_size, passes", [(8, 32), (64, 8), (512, 8)])
 def test_gpt3s_batch_is_near_its_table_and_never_0(batch_size, passes):
     recipe = ROOT / "config" / "gpt3.py"

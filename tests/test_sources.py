@@ -490,7 +490,7 @@ def test_a_second_prepare_in_the_same_folder_is_refused_and_the_first_succeeds(s
         first.send_signal(signal.SIGSTOP)  # it learns its BPE, which takes a while
         before = sorted(os.listdir("out"))
         code, out, err = call("prepare", "--input=y.txt", "--vocab_size=300", "--out_dir=out")
-        piped = subprocess.run([*command, "--input=-"], input=b"other", capture_output=True)
+        piped = subprocess.run([*command, "--input=y.txt,-"], input=b"other", capture_output=True)
         after = sorted(os.listdir("out"))
         first.send_signal(signal.SIGCONT)
     assert code == 1 and out == "" and err.count("\n") == 1

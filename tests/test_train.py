@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import functools
 import itertools
 import json
@@ -705,7 +706,7 @@ def fails(data_dir, out_dir, *arguments, code=1):
 
 
 def test_missing_data_says_which_command_makes_it(tmp_path):
-    command = f"python prepare.py --out_dir={tmp_path / 'data'}"
+    command = f"python prepare.py --input=input.txt --out_dir={tmp_path / 'data'}"
     assert fails(tmp_path / "data", tmp_path).endswith(f"{command}\n")
     found = fails(tmp_path / "data", tmp_path, "--init_from=gpt2")
     assert found.endswith(f"{command} --tokenizer=gpt2\n")
@@ -782,6 +783,23 @@ def test_nanogpts_character_tokens_are_refused(data_dir, tmp_path):
     (tmp_path / "data" / "meta.pkl").write_bytes(b"not a pickle, and never read")
     error = fails(tmp_path / "data", tmp_path / "out")
     assert "meta.pkl" in error and "prepare.py" in error
+    succeed("prepare", f"--input={data_dir / 'text.txt'}", f"--out_dir={tmp_path / 'data'}")
+    succeed("train", *TINY, f"--data_dir={tmp_path / 'data'}", f"--out_dir={tmp_path / 'out'}")
+
+
+@pytest.mark.parametrize("error, words", [
+    (RuntimeError("can't allocate memory: you tried to allocate 9 GB"), "out of memory"),
+    (OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output error")])
+def test_too_little_memory_for_a_snapshot_or_a_disk_error_is_not_taken_for_damage(
+        error, words, data_dir, finished_run, tmp_path, monkeypatch):
+    def torch_load(*rest, **options):
+        raise error
+
+    shutil.copytree(finished_run, tmp_path / "out")
+    before = sorted((tmp_path / "out").rglob("*"))
+    monkeypatch.setattr("model.torch_load", torch_load)
+    assert words in fails(data_dir, tmp_path / "out", "--max_iters=20")
+    assert sorted((tmp_path / "out").rglob("*")) == before
 
 
 # ---- tokens, models and settings that don't belong together -------------------------------------
@@ -807,9 +825,8 @@ def test_data_in_another_tokenizers_tokens_are_refused_and_can_be_prepared_again
     arguments = [f"--init_from={two_texts / name}", "--eval_iters=0"]
     for more in (["--eval_only"], ["--max_iters=2"]):
         error = fails(two_texts / "b", tmp_path / "out", *arguments, *more)
-        assert f"prepare.py --out_dir={two_texts / 'b'} --tokenizer={two_texts / name}" in error
-    succeed("prepare", f"--input={two_texts / 'b.txt'}", f"--tokenizer={two_texts / name}",
-            f"--out_dir={tmp_path / 'data'}")
+    command = error.strip().partition("python prepare.py ")[2]
+    succeed("prepare", *command.replace("FOLDER", f"{tmp_path / 'data'}").split())
     assert loss_in(run(tmp_path / "data", tmp_path / "out", *arguments, "--eval_only")) < 5.5
     run(tmp_path / "data", tmp_path / "out", *arguments, "--max_iters=2")  # ln(400) is 5.99
     final = read_snapshot(tmp_path / "out" / "final_model.pt")
