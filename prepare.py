@@ -136,7 +136,7 @@ def write_splits(pieces, encoding):
 
 def main(arguments):
     configure(arguments)  # input and the other settings above now have their final values
-    lock = lock_folder(out_dir) if {"-", "-.jsonl"} & {*input.split(",")} else None  # (kept there)
+    lock = lock_folder(out_dir) if ",-" in f",{input}" else None  # it will hold standard input
     paths = list(find_files(input))
     # First pass: count. A document comes in pieces; is_last is true for the one that ends it.
     n_documents, n_characters = count(document_pieces(paths))

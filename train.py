@@ -304,7 +304,7 @@ def main(arguments):
         if sample_interval and run.step % sample_interval == 0:
             print_samples(run, 1)
         # On a terminal, show how far the run is.
-        if math.isfinite(run.loss):
+        if sys.stdout and sys.stdout.isatty() and math.isfinite(run.loss):
             show(progress(run))
 
     show("")
