@@ -6,7 +6,6 @@ This is GPT-2 (Radford et al. 2019) without attention dropout, which fast CPU ke
 - biases in all linear layers but the output matrix, which is the token embedding (tied weights)
 """
 
-import copy
 import io
 import json
 import math
@@ -17,7 +16,7 @@ import tempfile
 import warnings
 import zipfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -162,8 +161,8 @@ class GPT(nn.Module):
                generator=None, compile=False):
         """Yield what follows idx (B, T), token by token: (ids (B, 1), logits (B, n_ids)),
         n_ids being the tokenizer's size. Ends after max_new_tokens or once every row has produced
-        eos_token. Each row has its own random numbers, so adding rows does not change its text. The
-        text may outgrow block_size. With compile, CUDA replays each step as a recorded graph."""
+        eos_token. Each row has its own random numbers: adding rows doesn't change its text, except
+        in int8. It may outgrow block_size. With compile, CUDA replays a recorded graph per step."""
         if temperature < 0 or (top_k or 0) < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_k=}, {top_p=}: expected >= 0, >= 0, in (0, 1]")
         cache = new_cache(self, len(idx), max_new_tokens, compile)  # a Cache, or a faster variant
@@ -207,8 +206,7 @@ class GPT(nn.Module):
         if not 0 < block_size <= self.config.block_size:
             raise ValueError(f"{block_size=}: lower it to the model's {self.config.block_size}")
         self.transformer.wpe.weight.data = self.transformer.wpe.weight.data[:block_size].clone()
-        self.transformer.wpe.num_embeddings = block_size
-        self.config.block_size = block_size
+        self.config = replace(self.config, block_size=block_size)  # (others may share the old one)
 
     @classmethod
     def from_pretrained(cls, name, dropout=0.0):
@@ -407,8 +405,9 @@ def new_cache(model, n_rows, max_new_tokens, compile=False):
 
 def packed(module, n_rows):
     """Return a copy with its large linear layers packed for n_rows rows; all else is shared."""
-    new = copy.copy(module)
-    new._modules = {name: packed(child, n_rows) for name, child in module._modules.items()}
+    new = object.__new__(type(module))  # (copy.copy refuses a parametrized module)
+    children = {name: packed(child, n_rows) for name, child in module._modules.items()}
+    vars(new).update(vars(module), _modules=children)
     is_plain = type(module) is nn.Linear and "forward" not in vars(module)
     # (Pruning and the like replace the Parameter with a computed weight.) 2**19 numbers are 2 MB.
     if is_plain and isinstance(module.weight, nn.Parameter) and module.weight.numel() >= 2**19:
@@ -436,8 +435,8 @@ def packed_linear(weight, bias, n_rows):
 
 
 def for_inference(model, device, dtype):
-    """Convert a float32 model, in place, to the device and dtype or, on a CPU, to "int8":
-    8-bit weights, a scale per output, 7-bit inputs (without VNNI, 8 bits could overflow)."""
+    """Convert a float32 model, in place, to the device and dtype or, on a CPU, to "int8": 8-bit
+    weights, a scale per output; 7-bit inputs (8 bits could overflow), a scale for all rows."""
     if dtype != torch.float32:  # without the mean row, as in linear_cross_entropy; no longer tied
         weight = model.lm_head.weight.detach()
         model.lm_head.weight = nn.Parameter(weight - weight.mean(dim=0), requires_grad=False)

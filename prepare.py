@@ -18,6 +18,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from email.utils import formatdate
 from pathlib import Path
 
 import numpy as np
@@ -317,21 +318,21 @@ def fetch(url, part, headers):
     import requests  # here, since importing it takes as long as preparing a small text
     start = part.stat().st_size if part.exists() else 0
     headers = {**headers, "Accept-Encoding": "identity", "Range": f"bytes={start}-"}
+    if start:  # else the file would be a mixture if it has changed on the server
+        headers["If-Unmodified-Since"] = formatdate(part.stat().st_mtime, usegmt=True)
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416:  # the part is as long as the file, or longer: start over
+        if response.status_code in (412, 416):  # it has, or the part is as long: start over
             part.unlink(missing_ok=True)
         response.raise_for_status()
         start = start if response.status_code == 206 else 0  # 200: the server ignores Range
         total = start + (response.raw.length_remaining or 0)
         promised = response.headers.get("Content-Range", "").rpartition("/")[2]  # "bytes 0-9/10"
-        started = time.monotonic()
         with open(part, "r+b" if part.exists() else "wb") as file:
             size = file.seek(start)  # (another process may be writing the same bytes there)
             for block in response.iter_content(1 << 16):
                 size += file.write(block)
-                speed = (size - start) / 1e6 / (time.monotonic() - started + 1e-9)
-                print(f"{part.stem}: {size / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s",
-                      file=sys.stderr, end="\n" if size == total else "  \r")
+                print(f"{part.stem}: {size / 1e6:.1f} of {total / 1e6:.1f} MB", file=sys.stderr,
+                      end="\n" if size == total else "  \r")
             file.truncate()
     if size < total or promised not in ("", "*", str(size)):
         raise requests.ConnectionError(f"received {size:,} of {total:,} bytes")

@@ -106,16 +106,16 @@ def run(main, arguments=None):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
         if "TRACEBACK" in os.environ:  # TRACEBACK=1 shows where errors come from
             raise
         name = getattr(error, "filename", None)
-        message = f"{name}: {error.strerror}" if name else str(error)
-    except (RuntimeError, MemoryError) as error:
-        message = "out of memory: lower batch_size (num_samples), block_size or the model's size"
-        if re.search(r"No working C\+\+ compiler|Failed to find C compiler|Triton", str(error)):
-            message = "torch.compile needs a C++ compiler (on a GPU, Triton): add --compile=False"
-        elif not re.search("out of memory|(can't|Unable to) allocate|overflow|^$", str(error)):
-            raise
-    print("error:", *message.splitlines(), file=sys.stderr)
+        text = f"{name}: {error.strerror}" if name else str(error)
+        if isinstance(error, (RuntimeError, MemoryError)):
+            text = "out of memory: lower batch_size (num_samples), block_size or the model's size"
+            if re.search(r"C(\+\+)? compile|Triton", str(error)):
+                text = "torch.compile needs a C++ compiler (on a GPU, Triton): add --compile=False"
+            elif not re.search("(of|allocate) memory|to alloc|_ALLOC_|overflowed|^$", str(error)):
+                raise
+    print("error:", *text.splitlines(), file=sys.stderr)
     return 1

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
 
 import pytest
 import urllib3
@@ -29,6 +30,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.faults, self.ranges, self.tokens, self.encodings = [], [], [], []
         self.digest = hashlib.sha256(DATA).hexdigest()
+        self.modified = None  # when the file was changed
         self.url = f"http://127.0.0.1:{self.server_port}/file.bin"
 
 
@@ -49,7 +51,10 @@ class Answer(http.server.BaseHTTPRequestHandler):
             fault = server.faults.pop(0) if server.faults else None
         start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
         status = 206
-        if fault in ("ignores", "chunked"):
+        since = self.headers["If-Unmodified-Since"]
+        if server.modified and since and server.modified > parsedate_to_datetime(since).timestamp():
+            status = 412
+        elif fault in ("ignores", "chunked"):
             status, start = 200, 0
         elif fault == "linked":
             status = 302
@@ -103,15 +108,15 @@ def refusal(url, path, kind=OSError):
     return str(caught.value)
 
 
-def test_a_file_is_downloaded_completely_with_a_line_of_size_and_speed(server, tmp_path, capsys):
+def test_a_file_is_downloaded_completely_with_a_line_of_its_progress(server, tmp_path, capsys):
     prepare.download(server.url, tmp_path / "new" / "file.bin", {"Authorization": "Bearer secret"})
     assert (tmp_path / "new" / "file.bin").read_bytes() == DATA
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.bin"]
     assert len(server.ranges) == 1 and server.tokens == ["Bearer secret"]
     assert server.encodings == ["identity"]  # a compressed file has another length
     out, err = capsys.readouterr()
-    assert out == "" and "file.bin: 3.0 of 3.0 MB, " in err
-    assert err.endswith("MB/s\n")  # what is printed next, a text perhaps, has a line of its own
+    assert out == "" and "file.bin: 1.6 of 3.0 MB  \r" in err
+    assert err.endswith("of 3.0 MB\n")  # what is printed next, a text perhaps, has its own line
 
 
 @pytest.mark.parametrize("faults", [
@@ -127,6 +132,27 @@ def test_an_interrupted_download_resumes(faults, server, tmp_path):
     assert starts == sorted(starts) and starts[0] == 0
     if "breaks" in faults:  # of what came, no more than a block is asked for again
         assert starts[-1] > len(DATA) // 2 - (1 << 16)
+
+
+def test_a_download_starts_over_if_the_file_has_changed_on_the_server(server, tmp_path):
+    server.digest = None  # an ordinary server says nothing of the kind
+    part = tmp_path / "x.part"
+    part.write_bytes(b"an older edition")
+    os.utime(part, (1e9, 1e9))
+    server.modified = 1e9 + 3600
+    prepare.download(server.url, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA
+    assert server.ranges == ["bytes=16-", "bytes=0-"]
+
+
+def test_a_download_resumes_on_another_day_if_the_file_has_not_changed(server, tmp_path):
+    server.digest = None
+    part = tmp_path / "x.part"
+    part.write_bytes(DATA[:1000])
+    os.utime(part, (1e9, 1e9))
+    server.modified = 1e9 - 3600
+    prepare.download(server.url, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA and server.ranges == ["bytes=1000-"]
 
 
 def test_the_next_call_resumes_a_download_that_failed(server, tmp_path):
@@ -221,7 +247,7 @@ def test_processes_of_one_torchrun_do_not_disturb_each_other(server, tmp_path):
                              env=os.environ | {"RANK": str(rank)}, stderr=subprocess.PIPE)
             for rank in range(3)]
     for run in runs:
-        assert run.communicate()[1].endswith(b"MB/s\n") and run.returncode == 0
+        assert run.communicate()[1].endswith(b"of 3.0 MB\n") and run.returncode == 0
     assert (tmp_path / "x").read_bytes() == DATA
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 

@@ -287,11 +287,17 @@ def scale_weight_norm(layer):
         layer.weight_g.mul_(3)  # layer.weight is computed from it in the next forward pass
 
 
+def scale_parametrized_weight(layer):
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(3)
+
+
 @pytest.mark.parametrize("change", [
-    adapt, keep_activations, replace_forward, scale_weight_norm,
+    adapt, keep_activations, replace_forward, scale_weight_norm, scale_parametrized_weight,
     lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
     lambda layer: setattr(layer, "lock", threading.Lock())],
-    ids=["adapter", "hook", "forward", "weight_norm", "pruned", "lock"])
+    ids=["adapter", "hook", "forward", "weight_norm", "parametrized", "pruned", "lock"])
 def test_a_layer_that_somebody_has_changed_is_used_as_it_is(change):
     model = tiny_model(block_size=64, n_embd=512)  # large enough to be packed
     prompt = random_ids(3, 5)
@@ -299,7 +305,7 @@ def test_a_layer_that_somebody_has_changed_is_used_as_it_is(change):
     change(model.transformer.h[0].mlp.c_fc)
     text = model.generate(prompt, 40, temperature=0)
     assert text.equal(plain_greedy(model, prompt, 40))
-    if change in (adapt, replace_forward, scale_weight_norm):
+    if change in (adapt, replace_forward, scale_weight_norm, scale_parametrized_weight):
         assert not text.equal(unchanged)
 
 

@@ -224,6 +224,14 @@ def test_a_cropped_model_gives_the_same_logits_within_its_block():
         model.crop_block_size(9)
 
 
+def test_cropping_a_model_leaves_another_of_the_same_config_as_it_was():
+    config = GPTConfig(block_size=32, vocab_size=61, n_layer=1, n_head=1, n_embd=8)
+    cropped, other = GPT(config), GPT(config)
+    cropped.crop_block_size(8)
+    assert cropped.config.block_size == 8 and other.config.block_size == 32
+    assert other(batch(T=9)[0])[0].shape[1] > 0
+
+
 def test_a_model_without_biases_has_none():
     model = tiny(bias=False)
     assert not [name for name, _ in model.named_parameters() if "bias" in name]

@@ -244,19 +244,45 @@ def test_with_traceback_in_the_environment_an_error_shows_where_it_comes_from(mo
     monkeypatch.setenv("TRACEBACK", "1")
     with pytest.raises(FileNotFoundError):
         config.run(prepare.main, ["--input=nowhere.txt"])
+    with pytest.raises(torch.OutOfMemoryError):
+        config.run(on_a_gpu, [])
 
 
 def on_a_gpu(_):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
-@pytest.mark.parametrize("allocate", [on_a_gpu, lambda _: torch.empty(1 << 60, dtype=torch.uint8),
+def in_cublas(_):
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+@pytest.mark.parametrize("allocate", [on_a_gpu, in_cublas,
+                                      lambda _: torch.empty(1 << 40, 1 << 40),
+                                      lambda _: torch.empty(1 << 60, dtype=torch.uint8),
                                       lambda _: numpy.empty(1 << 60, numpy.uint8),
                                       lambda _: bytearray(1 << 60)],
-                         ids=["cuda", "torch", "numpy", "python"])
+                         ids=["cuda", "cublas", "torch's sizes", "torch", "numpy", "python"])
 def test_out_of_memory_is_one_line_too(capsys, allocate):
     assert config.run(allocate, []) == 1
     assert capsys.readouterr().err.startswith("error: out of memory: lower batch_size")
+
+
+def test_a_compiler_that_fails_is_not_out_of_memory_whatever_it_warns_of(capsys):
+    def compile(_):
+        raise RuntimeError("C++ compile error\n\nOutput:\nvec.h: warning: overflow in conversion "
+                           "[-Woverflow]\ng++: fatal error: Terminated signal terminated program")
+
+    assert config.run(compile, []) == 1
+    assert capsys.readouterr().err == ("error: torch.compile needs a C++ compiler (on a GPU, "
+                                       "Triton): add --compile=False\n")
+
+
+def test_an_error_of_unknown_cause_is_not_hidden():
+    def fail(_):
+        raise RuntimeError("value cannot be converted to type int without overflow")
+
+    with pytest.raises(RuntimeError):
+        config.run(fail, [])
 
 
 def test_a_character_that_standard_output_cannot_hold_is_escaped(monkeypatch):
