@@ -441,6 +441,7 @@ def for_inference(model, device, dtype):
         weight = model.lm_head.weight.detach()
         model.lm_head.weight = nn.Parameter(weight - weight.mean(dim=0), requires_grad=False)
     if dtype != "int8":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN makes a new plan for each length
         return model.to(device, dtype).eval()
     for layer in [module for module in model.modules() if type(module) is nn.Linear]:
         weight = layer.weight.detach()
@@ -650,8 +651,6 @@ def weight_files(folder):  # -> the paths of the files with a model's weights
         if not found:
             raise ValueError("its file 'checkpoint' names none: no model_checkpoint_path")
         path = folder / f"{found[1]}.index"
-        if not path.exists() and (folder / found[1]).exists():
-            raise ValueError(f"{found[1]} is a checkpoint of TensorFlow's V1 format: save it as V2")
     return [path]
 
 
@@ -748,15 +747,13 @@ def read_tensorflow(path):
                 n_shards = fields[1][0]
             if not re.fullmatch(r"model/(h\d+/.*/[wbg]|ln_f/[bg]|w[tp]e)", name):
                 continue  # the optimizer's
-            if 7 in fields:
-                raise ValueError(f"{name} is partitioned: save the checkpoint without partitioner")
             dtype, *shape = fields[1]  # (some matrices have the shape (1, n, m))
             shard, offset = (fields.get(field, [0])[0] for field in (3, 4))
             data = path.with_suffix(f".data-{shard:05d}-of-{n_shards:05d}")
             tensor = torch.from_numpy(np.memmap(data, np.float32, "c", offset, tuple(shape[-2:])))
-            is_damaged = tensor.nbytes < 2**16 and fields[6] != [checksum(tensor.numpy().tobytes())]
-            if is_damaged or dtype != 1 or fields[5] != [tensor.nbytes]:
-                raise ValueError(f"{name} is damaged, or not float32")
+            wrong = tensor.nbytes < 2**16 and fields.get(6) != [checksum(tensor.numpy().tobytes())]
+            if wrong or dtype != 1 or fields.get(5) != [tensor.nbytes]:
+                raise ValueError(f"{name} is damaged, partitioned or not float32")
             name = re.sub("/[wg]$|(?<=w[tp]e)$", ".weight", re.sub("/b$", ".bias", name))
             weights[name.replace("model/h", "h.").replace("model/", "").replace("/", ".")] = tensor
     return weights

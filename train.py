@@ -795,4 +795,7 @@ def print_samples(run, count):
 
 
 if __name__ == "__main__":
-    raise SystemExit(config.run(main))
+    code = config.run(main)
+    if code == 1 and dist.is_initialized():  # leaving the group would wait for the others forever
+        os._exit(code)
+    raise SystemExit(code)

@@ -119,6 +119,8 @@ def measure(row):
 
 
 def tables():
+    if get_device()[0].type == "cuda" and torch.cuda.device_count() < 2:
+        raise SystemExit("two processes need two GPUs (CUDA_VISIBLE_DEVICES= measures the CPU)")
     load = f", load {os.getloadavg()[0]:.1f} before it" if hasattr(os, "getloadavg") else ""
     print(f"{get_device()[0].type}, {os.cpu_count()} cores, torch {torch.__version__}{load}")
     for name, (shape, batch, _) in MODELS.items():

@@ -157,7 +157,7 @@ def ceiling(device, dtype):
 
 
 def plain_loss(x, weight, targets):
-    return F.cross_entropy(F.linear(x, weight).flatten(0, 1), targets.flatten())
+    return F.cross_entropy(F.linear(x, weight), targets, ignore_index=-1)
 
 
 def measure(row):
@@ -167,6 +167,7 @@ def measure(row):
     if sys.platform == "linux":  # as start_processes does
         ctypes.CDLL(None).mallopt(-1, 2 ** 31 - 1)
         ctypes.CDLL(None).mallopt(-4, 0)
+    torch.set_float32_matmul_precision("high")
     config = GPTConfig(**row["shape"], dropout=row.get("dropout", 0.0))
     torch.manual_seed(0)
     model = GPT(config).to(device)
@@ -192,6 +193,8 @@ def measure(row):
             opt.zero_grad(set_to_none=True)
 
     rate = ceiling(device, dtype)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     seconds = timed(iteration, device, row.get("repeats", 5))
     tokens = row["batch"] * config.block_size
     peak = (torch.cuda.max_memory_allocated() if device.type == "cuda"
@@ -245,7 +248,8 @@ def main():
     device, dtype = get_device()
     print(f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}: a large "
           f"product reaches {ceiling(device, dtype) / 1e9:,.0f} GFLOP/s in {str(dtype)[6:]}")
-    small = {"shape": SMALL, "batch": 32, "repeats": 15, "polynomials": "polar-express"}
+    small = {"shape": SMALL, "batch": 32, "repeats": 15, "polynomials": "polar-express",
+             "compile": False}  # as train.py decides for a run of this size
     last = table("config/shakespeare.py's model, 32 x 64 tokens", [
         ("AdamW", small | {"optimizer": "adamw"}),
         ("Muon, plain loss", small | {"optimizer": "muon", "plain_loss": True}),

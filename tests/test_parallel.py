@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -575,6 +576,21 @@ def test_each_process_takes_its_own_gpu_before_it_touches_any(monkeypatch):
     monkeypatch.setattr(train, "get_device", get_device)
     assert call("train")[0] == 1
     assert calls == [3, "a GPU is touched"]
+
+
+def test_a_process_that_fails_ends_without_waiting_for_the_others(monkeypatch):
+    # With NCCL, leaving the group waits for all: torchrun would never learn of the failure.
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    for among_others, arguments, code, leaves in (
+            (True, ["--data_dir=nowhere"], 1, [1]), (False, ["--data_dir=nowhere"], 1, []),
+            (True, ["--data_dir="], 2, [])):
+        ended.clear()
+        monkeypatch.setattr(dist, "is_initialized", lambda among_others=among_others: among_others)
+        monkeypatch.setattr(sys, "argv", ["train.py", "--device=cpu", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        assert stop.value.code == code and ended == leaves
 
 
 # ---- on paper -----------------------------------------------------------------------------------

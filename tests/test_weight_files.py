@@ -135,7 +135,8 @@ def write_tensorflow(folder, tensors, blocks=1, shards=1, name="model.ckpt", ext
         entry += b"\x12" + varint(len(sizes)) + sizes
         entry += b"\x18" + varint(shard) if shard else b""  # a zero is left out
         entry += b"\x20" + varint(len(data[shard])) if data[shard] else b""
-        entry += b"\x28" + varint(len(raw)) + b"\x35" + crc32c(raw)
+        if variable not in changes:
+            entry += b"\x28" + varint(len(raw)) + b"\x35" + crc32c(raw)
         entries[variable.encode()] = entry + changes.get(variable, b"")
         data[shard] += raw
     items, index, handles = sorted(entries.items()), b"", []
@@ -262,13 +263,12 @@ def test_the_checkpoint_file_names_the_newest_checkpoint(path, folder):
 
 def test_partitioned_variables_and_the_v1_format_are_refused_by_name(folder):
     tensors = gpt2_tensors(make_model())
-    # A TensorSliceProto in field 7 says that the variable is stored in parts.
+    # A TensorSliceProto in field 7, in place of size and checksum: stored in parts.
     write_tensorflow(folder, tensors, **{"model/wte": b"\x3a\x04\x0a\x02\x08\x05"})
-    message = refusal(folder)
-    assert "model/wte is partitioned" in message
+    assert "model/wte is damaged, partitioned or not float32" in refusal(folder)
     (folder / "model.ckpt.index").unlink()
     (folder / "model.ckpt").write_bytes(b"a table of tensors")
-    assert "model.ckpt" in (message := refusal(folder)) and "V1" in message and "V2" in message
+    assert "model.ckpt.index" in refusal(folder)
 
 
 def test_a_shard_without_tensors_makes_no_difference(folder):
