@@ -352,7 +352,7 @@ def start_processes():
         ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
     if "RANK" in os.environ and device != "cpu" and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # or all would use some of GPU 0
+        torch.cuda.set_device(get_device("cuda:" + os.environ["LOCAL_RANK"])[0])  # not all GPU 0
     torch_device, torch_dtype = get_device(device, dtype)
     autocast = partial(torch.autocast, torch_device.type, torch_dtype, torch_dtype != torch.float32)
     torch.set_float32_matmul_precision("high")  # on GPUs: TF32 where the dtype is float32

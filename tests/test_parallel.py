@@ -565,9 +565,11 @@ def test_two_nodes_train_with_fsdp_as_one_process_does(alone, tiny, tmp_path):
 def test_each_process_takes_its_own_gpu_before_it_touches_any(monkeypatch):
     calls = []
 
-    def get_device(*settings):
-        calls.append("a GPU is touched")
-        raise ValueError("enough")
+    def get_device(device, *dtype):
+        calls.append(device)
+        if device == "auto":
+            raise ValueError("enough")
+        return torch.device(device), torch.bfloat16
 
     for name, value in (("RANK", "3"), ("LOCAL_RANK", "3"), ("WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)
@@ -575,7 +577,16 @@ def test_each_process_takes_its_own_gpu_before_it_touches_any(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
     monkeypatch.setattr(train, "get_device", get_device)
     assert call("train")[0] == 1
-    assert calls == [3, "a GPU is touched"]
+    assert calls == ["cuda:3", torch.device("cuda:3"), "auto"]
+
+
+def test_more_processes_than_gpus_end_with_one_line(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # but there is no fourth one
+    code, _, err = call("train")
+    assert code == 1 and err.startswith("error: device='cuda:3' is not available")
+    assert err.count("\n") == 1
 
 
 def test_a_process_that_fails_ends_without_waiting_for_the_others(monkeypatch):
