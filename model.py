@@ -641,8 +641,7 @@ def read_weights(folder, about, dropout):
 def weight_files(folder):  # -> the paths of the files with a model's weights
     if (folder / "adapter_config.json").exists():
         raise ValueError("it is an adapter: merge it into its model first (merge_and_unload)")
-    found = [folder / name for name in WEIGHT_FILES if (folder / name).exists()]
-    path = found[0] if found else folder / WEIGHT_FILES[0]
+    path = next(filter(Path.exists, map(folder.joinpath, WEIGHT_FILES)), folder / WEIGHT_FILES[0])
     if path.suffix == ".json":  # it says which tensor is in which file
         names = json.loads(path.read_bytes())["weight_map"].values()
         return sorted({folder / Path(name).name for name in names})
@@ -657,7 +656,8 @@ def weight_files(folder):  # -> the paths of the files with a model's weights
 def hub_folder(name):
     """Return a model's folder in Hugging Face's cache; missing files are downloaded."""
     model, _, revision = name.partition("@")
-    hub = os.environ.get("HF_HUB_CACHE", os.environ.get("HF_HOME", "~/.cache/huggingface") + "/hub")
+    home = os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/huggingface"
+    hub = os.environ.get("HF_HUB_CACHE", os.environ.get("HF_HOME", home) + "/hub")
     cache = Path(hub, f"models--{model.replace('/', '--')}").expanduser()
     ref = cache / "refs" / (revision or "main")  # holds the commit of a branch
     revision = ref.read_text().strip() if ref.exists() else (revision or "main").replace("/", "%2F")

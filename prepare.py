@@ -38,7 +38,7 @@ test_fraction = 0.1  # fraction held out for one final test
 # tokenizer
 tokenizer = "bpe"  # 'bpe': trained here; 'gpt2': OpenAI's; or a folder of a model, run or data
 vocab_size = 2048  # tokens of the trained BPE, <|endoftext|> included; 257 is plain bytes
-bpe_sample_mb = 10.0  # train the BPE on at most this many million training characters
+bpe_sample_mb = 10.0  # train the BPE on about this many million training characters
 # system
 workers = 0  # threads that encode; 0: one per core
 out_dir = "data"  # folder for train.bin, val.bin, test.bin and meta.json, which describes them
@@ -90,7 +90,8 @@ def load_tokenizer(description):
     tokens = description["tokens"]
     ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
-    encoding = tiktoken.Encoding(description["name"], pat_str=PATTERN, mergeable_ranks=ranks,
+    pattern = PATTERN.replace(r"\s+(", r"\s{1,500000}(")  # tiktoken fails at a million blanks
+    encoding = tiktoken.Encoding(description["name"], pat_str=pattern, mergeable_ranks=ranks,
                                  special_tokens=special)
     encoding.end_id = description.get("eot_token", len(tokens))  # the token that ends a text
     encoding.dtype = np.dtype("<u2" if encoding.n_vocab <= 65536 else "<u4")  # of .bin files
@@ -404,9 +405,9 @@ def read(name, file, inner_name=None):
             yield from (json_texts(stream) if ending == ".jsonl" else text_pieces(stream))
     else:
         endings = " ".join([*TEXT_ENDINGS, *COMPRESSED, ".tgz", ".tar", ".zip"])
-        raise ValueError(f"{name}: expected a name that ends in one of{endings}; convert others: "
-                         f"{CONVERTERS.get(ending, 'PROGRAM')} {name} | python prepare.py "
-                         "--out_dir=FOLDER --input=-.jsonl (or --input=- for text)")
+        raise ValueError(f"{name}: expected a name that ends in one of{endings}; rename other "
+                         f"text, convert the rest: {CONVERTERS.get(ending, 'PROGRAM')} {name} | "
+                         "python prepare.py --out_dir=FOLDER --input=-.jsonl (text: --input=-)")
 
 
 def json_texts(stream):
@@ -476,7 +477,7 @@ def publish(description, encoding, splits, digest):
     cache = os.getenv("TIKTOKEN_CACHE_DIR", os.getenv("TMPDIR", "/tmp") + "/data-gym-cache")
     if splits["val"]["tokens"] and os.path.exists(f"{cache}/{GPT2_CACHE}"):  # (no download)
         text = encoding.decode(np.fromfile(f"{out_dir}/val.bin", encoding.dtype, 1 << 18).tolist())
-        with suppress(OSError):  # a cached file that is damaged
+        with suppress(OSError, ValueError):  # the cached file is damaged; a million blanks
             gpt2_ids = tiktoken.get_encoding("gpt2").encode(text, allowed_special="all")
             ratio = len(text.replace(END_OF_TEXT, "").encode("utf-8")) / max(1, len(gpt2_ids))
             print(f"GPT-2's tokenizer, for comparison: {ratio:.2f} bytes/token (beginning of val)")

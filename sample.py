@@ -94,10 +94,8 @@ def main(arguments):
         text = "".join(part + ("\n" if last else "") for part, last in pieces).removesuffix("\n")
     else:
         text = sys.stdin.buffer.read().decode() if start == "-" else start
-    if init_from in ("auto", "resume"):
-        model = GPT.from_snapshot(get_snapshot(out_dir, snapshot))
-    else:
-        model = GPT.from_pretrained(init_from)
+    name = get_snapshot(out_dir, snapshot) if init_from in ("auto", "resume") else init_from
+    model = GPT.from_pretrained(name)
     if export:
         return model.save_pretrained(export)
     if not model.tokenizer:

@@ -363,7 +363,7 @@ def start_processes():
         atexit.register(gc.collect)  # runs first: the last to be registered
     rank, n_processes = (dist.get_rank(), dist.get_world_size()) if "RANK" in os.environ else (0, 1)
     if rank > 0:
-        sys.stdout = open(os.devnull, "w")  # only the first process prints
+        sys.stdout = open(os.devnull, "w", errors="ignore")  # only the first process prints
     if gradient_accumulation_steps % n_processes != 0 and not eval_only:
         config.usage(f"{gradient_accumulation_steps=}: not a multiple of {n_processes} processes")
     return Machine(torch_device, torch_dtype, autocast, rank, n_processes)
@@ -407,7 +407,8 @@ def load_data(folder):
     prepare.finish_publishing(folder)
     meta = prepare.read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={})
     source = meta.setdefault("source", {"name": "input.txt"})["name"]
-    tokenizer = "" if init_from in ("auto", "scratch", "resume") else f" --tokenizer={init_from}"
+    tokenizer = folder if "tokenizer" in meta else init_from  # the data's own keeps all ids
+    tokenizer = "" if tokenizer in ("auto", "scratch", "resume") else f" --tokenizer={tokenizer}"
     again = f"prepare it again: python prepare.py --input={source} --out_dir={folder}{tokenizer}"
     if Path(folder, "meta.pkl").exists() and not meta["splits"]:
         raise ValueError(f"{folder} has nanoGPT's character ids (meta.pkl): use prepare.py instead")
@@ -570,7 +571,7 @@ def prepare_out_dir(run):
         for path in snapshots(out_dir):
             if path == run.resumed_from:
                 break
-            path.rename(f"{path}.broken")  # damaged ones must not displace valid ones
+            path.replace(f"{path}.broken")  # damaged ones must not displace valid ones
     if not run.resumed_from:
         save_snapshot(run, "snapshots/snapshot_step_0.pt")  # log.csv alone can't be resumed
     write_log(run)

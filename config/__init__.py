@@ -50,7 +50,7 @@ def run_config_file(path, settings, described, allowed, given):
 
     scope = Scope(settings, __file__=path)
     try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"), path)
+        tree = ast.parse(Path(path).read_bytes(), path)
         exec(compile(tree, path, "exec"), scope)
     except Exception as error:
         usage(f"{path}: {type(error).__name__}: {error}")

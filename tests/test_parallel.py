@@ -128,13 +128,14 @@ def free_port():
 
 
 def torchrun(*arguments):
-    """Start torchrun, whose processes compute with one thread each.
+    """Start torchrun, whose processes compute with one thread each and have an ASCII terminal.
 
     With PyTorch 2.13's default, processes that are restarted can find the addresses of those
     that were killed, and wait for them (pytorch/pytorch issue 135712): TORCH_DISABLE_SHARE_...
     """
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-                   "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+                   "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+                   "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *map(str, arguments)],
                             cwd=ROOT, env=os.environ | environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -228,7 +229,7 @@ def many(alone, tiny, tmp_path_factory):
         "checkpointing_ddp": [*three, "--activation_checkpointing"],
         "checkpointing_fsdp": [*three, "--activation_checkpointing", fsdp],
         "samples": [*three, fsdp, "--num_return_sequences=2", "--sample_interval=2",
-                    "--eval_interval=2", "--max_length=5"],
+                    "--eval_interval=2", "--max_length=5", "--sample_prompt=\u00e9"],
         "indivisible": [*tiny, "--gradient_accumulation_steps=3"],
         "eval_only": [*tiny, "--gradient_accumulation_steps=1", "--eval_only",
                       f"--init_from={alone.folder}/still/best.pt"],
@@ -345,10 +346,10 @@ def test_a_snapshot_of_many_processes_holds_what_one_of_a_single_process_holds(a
         torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4, msg=place)
 
 
-def test_samples_can_be_drawn_from_a_sharded_model(many):
+def test_samples_can_be_drawn_from_a_sharded_model_and_printed_in_ascii(many):
     assert [report["code"] for report in many.reports("samples")] == [0, 0]
     assert_same_losses(losses(many.folder / "samples"), losses(many.folder / "fsdp")[:3])
-    assert many.output.count("  sample    |") == 1 + 2  # by the first process only
+    assert many.output.count(r"  sample    |\xe9") == 1 + 2  # by the first process only
 
 
 # ---- activation checkpointing -------------------------------------------------------------------

@@ -74,6 +74,15 @@ def test_any_text_round_trips_through_the_trained_tokenizer(vocab_size):
         assert all(i < len(tokens) for i in ids)
 
 
+@pytest.mark.parametrize("blank", ["\t", "\n"])
+def test_a_run_of_more_than_a_million_blanks_round_trips(blank):  # which is too long for tiktoken
+    encoding = prepare.load_tokenizer(
+        {"name": "bpe", "tokens": [*map(chr, range(256)), "\n\n", " x"]})
+    text = "a" + blank * 1_200_000 + " x\n\n"
+    ids = encoding.encode_ordinary(text)
+    assert encoding.decode_bytes(ids) == text.encode() and ids[-2:] == [257, 256]
+
+
 def test_a_vocabulary_of_257_is_plain_bytes(tmp_path):
     _, meta, ids, _ = prepared(tmp_path, EVERY_KIND, "--vocab_size=257", "--val_fraction=0",
                                "--test_fraction=0")

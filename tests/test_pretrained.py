@@ -527,7 +527,11 @@ def test_the_cache_of_hugging_face_is_used(hub, exported, trained, tmp_path, mon
     assert hub.asked == []
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     shutil.copytree(tmp_path / "hf", tmp_path / ".cache" / "huggingface")
+    assert same(trained, GPT.from_pretrained("some/one")) and hub.asked == []
+    (tmp_path / ".cache").rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     assert same(trained, GPT.from_pretrained("some/one")) and hub.asked == []
 
 

@@ -200,6 +200,13 @@ def test_a_config_file_may_import_everything_and_run_another_one(script, tmp_pat
     assert settings["steps"] == 3 and settings["name"] == "base" and settings["rate"] == 1.0
 
 
+@pytest.mark.parametrize("source", [b"\xef\xbb\xbfname = '\xc3\xa9'\n",  # of a Windows editor
+                                    b"# -*- coding: latin-1 -*-\nname = '\xe9'\n"])
+def test_a_config_file_has_any_encoding_that_python_reads(script, tmp_path, source):
+    (tmp_path / "recipe.py").write_bytes(source)
+    assert override(script, tmp_path / "recipe.py")["name"] == "\u00e9"
+
+
 def test_a_change_can_begin_from_current_settings(script, capsys):
     current = override(script, "--steps=3", "--compile=auto")
     changed = config.override(script, ["--steps=4"], dict(current))

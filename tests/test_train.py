@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -710,6 +711,34 @@ def test_missing_data_says_which_command_makes_it(tmp_path):
     assert fails(tmp_path / "data", tmp_path).endswith(f"{command}\n")
     found = fails(tmp_path / "data", tmp_path, "--init_from=gpt2")
     assert found.endswith(f"{command} --tokenizer=gpt2\n")
+
+
+def test_the_command_that_prepares_damaged_data_again_keeps_its_tokens(data_dir, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(data_dir, data)
+    (data / "text.txt").write_text((data_dir / "text.txt").read_text())
+    run(data, out, "--max_iters=4")
+    whole = (data / "val.bin").read_bytes()
+    (data / "val.bin").write_bytes(whole[:-2])
+    name, _, command = fails(data, out).partition(" again: python prepare.py ")
+    succeed("prepare", *command.split())
+    assert "val.bin" in name and (data / "val.bin").read_bytes() == whole
+    assert "snapshot_step_4.pt" in run(data, out)  # where it resumes
+
+
+def test_a_snapshot_that_is_damaged_twice_is_out_of_the_way_on_windows_too(data_dir, tmp_path,
+                                                                          monkeypatch):
+    def rename(path, target):
+        if Path(target).exists():
+            raise FileExistsError(17, "Cannot create a file when that file already exists", path)
+        os.replace(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    for _ in range(2):
+        run(data_dir, tmp_path, "--max_iters=8")
+        (tmp_path / "final_model.pt").unlink()
+        (tmp_path / "snapshots" / "snapshot_step_8.pt").write_bytes(b"damaged")
+    assert "snapshot_step_4.pt" in run(data_dir, tmp_path, "--max_iters=8")
 
 
 BYTES = {"name": "gpt2", "tokens": [chr(byte) for byte in range(256)]}  # in place of a download
