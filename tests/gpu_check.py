@@ -2,6 +2,7 @@
 
     python tests/gpu_check.py            # one GPU, no network, under nine minutes
     python tests/gpu_check.py --small    # tiny models on any device, to check this script itself
+    python tests/gpu_check.py --tinyshakespeare=FILE  # also trains on that text, a minute more
 
 Prints a Markdown table with the card's name, for README, and exits with 1 if anything failed.
 """
@@ -121,7 +122,9 @@ def milliseconds(action, repeats=10):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--small", action="store_true")
-    small = parser.parse_args().small
+    parser.add_argument("--tinyshakespeare", metavar="FILE")
+    arguments = parser.parse_args()
+    small = arguments.small
     device, dtype = get_device()
     card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     work = Path(tempfile.mkdtemp())
@@ -137,7 +140,8 @@ def main():
     # Does it run?
     for name, options in (("DDP, compiled", ["--compile=True"]), ("DDP", ["--compile=False"]),
                           ("FSDP, compiled", ["--compile=True", "--parallel=fsdp"]),
-                          ("FSDP", ["--compile=False", "--parallel=fsdp"]),
+                          ("FSDP, activation checkpointing",
+                           ["--compile=False", "--parallel=fsdp", "--activation_checkpointing"]),
                           ("float16", ["--dtype=float16", "--compile=False"])):
         @check(f"{name}, one process of torchrun")
         def _(name=name, options=options):
@@ -145,6 +149,11 @@ def main():
             run("train.py", "config/shakespeare.py", data, f"--out_dir={out}", *tiny, *options,
                 torchrun=1)
             return f"runs, test loss {json.loads((out / 'test.json').read_text())['loss']:.2f}"
+
+    @check("the tests that need a GPU")
+    def _():
+        run("-m", "pytest", "-p", "no:cacheprovider", "tests/test_generation.py", "-k", "cuda")
+        return "pass" if device.type == "cuda" else "skipped"
 
     # Is it right?
     @check("stopped and resumed, uncompiled: same weights")
@@ -156,6 +165,15 @@ def main():
         run("train.py", *options, f"--out_dir={work}/stopped")
         assert same_weights(work / "straight/final_model.pt", work / "stopped/final_model.pt")
         return "bit-identical"
+
+    @check("two compiled runs of one command: largest difference of a weight")
+    def _():
+        options = ["config/shakespeare.py", data, "--compile=True", *tiny, "--max_iters=40"]
+        weights = []
+        for name in ("first", "second"):
+            run("train.py", *options, f"--out_dir={work}/{name}")
+            weights.append(read_snapshot(work / name / "final_model.pt")["model_state_dict"])
+        return f"{max((a - b).abs().max() for a, b in zip(*map(dict.values, weights))):.1g}"
 
     # How fast is it?
     @check("quick start, whole process")
@@ -170,6 +188,17 @@ def main():
         rows = [(int(row["step"]), float(row["seconds"])) for row in log(work / "quick")]
         each = [1e3 * (b[1] - a[1]) / (b[0] - a[0]) for a, b in zip(rows, rows[1:])]
         return f"{statistics.median(each):.1f} ms"  # (in some there is an evaluation)
+
+    if arguments.tinyshakespeare:
+        @check("Tiny Shakespeare, --max_iters=970, whole process")
+        def _():
+            run("prepare.py", f"--input={arguments.tinyshakespeare}", f"--out_dir={work}/tiny")
+            seconds, _ = run("train.py", "config/shakespeare.py", f"--data_dir={work}/tiny",
+                             f"--out_dir={work}/tiny", "--max_iters=970", *(tiny if small else []))
+            found = [float(row["val_bits_per_byte"]) for row in log(work / "tiny")
+                     if row["val_bits_per_byte"]]
+            return (f"{seconds:.0f} s, best val {min(found):.3f} bits per byte, "
+                    f"{found[-1]:.3f} at the end")
 
     @check("sample.py with its model, whole process")
     def _():
