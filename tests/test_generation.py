@@ -256,6 +256,13 @@ def test_a_model_for_inference_gives_the_logits_of_the_plain_one(batch_size, dty
         assert text.equal(plain_greedy(plain, text[:, :5], 11))
 
 
+def test_generating_keeps_nothing_for_a_backward_pass():
+    """Outside of no_grad, a graph of all steps would grow with the text."""
+    model = tiny_model()
+    for _, logits in model.stream(random_ids(2, 5), 20):
+        assert not logits.requires_grad
+
+
 def test_tokens_come_one_by_one_while_the_text_grows():
     stream = tiny_model().stream(random_ids(1, 3), 10 ** 15)  # reserving nothing for all of it
     assert [next(stream)[0].shape for _ in range(5)] == [(1, 1)] * 5
@@ -495,6 +502,14 @@ def test_an_invalid_option_raises_a_value_error_that_names_it(
 
 
 # ---- eight bits ---------------------------------------------------------------------------------
+
+def test_a_model_gets_eight_bits_without_a_warning(recwarn):
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # else some come once in a process
+    for_inference(tiny_model(), torch.device("cpu"), "int8")
+    torch.set_warn_always(before)
+    assert not [str(warning.message) for warning in recwarn]
+
 
 def test_eight_bits_change_the_loss_by_less_than_half_a_percent():
     model = tiny_model(n_embd=384)

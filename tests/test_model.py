@@ -224,6 +224,13 @@ def test_a_cropped_model_gives_the_same_logits_within_its_block():
         model.crop_block_size(9)
 
 
+def test_a_cropped_model_does_not_keep_the_memory_of_the_positions_it_dropped():
+    model = tiny()
+    model.crop_block_size(8)
+    weight = model.transformer.wpe.weight
+    assert weight.untyped_storage().nbytes() == weight.nbytes  # (torch.save writes all of it)
+
+
 def test_cropping_a_model_leaves_another_of_the_same_config_as_it_was():
     config = GPTConfig(block_size=32, vocab_size=61, n_layer=1, n_head=1, n_embd=8)
     cropped, other = GPT(config), GPT(config)

@@ -205,7 +205,8 @@ def test_an_unusable_text_is_named_and_nothing_is_written(tmp_path, content, wor
 
 
 @pytest.mark.parametrize("argument", ["--vocab_size=256", "--tokenizer=words", "--val_fraction=1.5",
-                                      "--val_fraction=-0.1", "--test_fraction=0.95"])
+                                      "--val_fraction=-0.1", "--test_fraction=0.95",
+                                      "--test_fraction=0.9"])  # with the default 0.1: all
 def test_an_invalid_setting_is_wrong_usage(argument):
     code, out, err = call("prepare", argument)
     assert code == 2 and out == "" and err.count("\n") == 1
@@ -216,3 +217,19 @@ def test_a_named_pipe_is_refused_since_the_text_is_read_three_times(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     code, out, err = call("prepare", f"--input={tmp_path / 'pipe'}", f"--out_dir={tmp_path}/data")
     assert code == 1 and f"{tmp_path}/pipe" in err and not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("n_tokens, dtype", [(65_536, "uint16"), (65_537, "uint32")])
+def test_ids_take_16_bits_as_long_as_all_of_them_fit(n_tokens, dtype):
+    words = map("".join, itertools.product("abcdefghijklmnopq", repeat=4))
+    tokens = [*map(chr, range(256)), *itertools.islice(words, n_tokens - 257)]
+    encoding = prepare.load_tokenizer({"name": "bpe", "tokens": tokens})
+    assert encoding.end_id == n_tokens - 1 and encoding.dtype.name == dtype
+
+
+def test_ten_characters_are_the_shortest_text_of_which_a_tenth_can_be_held_out(tmp_path):
+    _, meta, _, _ = prepared(tmp_path, "abcdefghij")
+    assert [meta["splits"][split]["bytes"] for split in prepare.SPLITS] == [8, 1, 1]
+    (tmp_path / "nine.txt").write_text("abcdefghi")
+    code, _, err = call("prepare", f"--input={tmp_path / 'nine.txt'}", f"--out_dir={tmp_path}")
+    assert code == 1 and "9 characters: too few" in err

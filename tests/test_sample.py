@@ -574,6 +574,13 @@ def test_a_prompt_longer_than_the_block_is_refused_with_both_lengths(sampled, en
                    "block_size", "32")
 
 
+def test_a_prompt_may_fill_the_whole_block(sampled, model, encoding):
+    prompt = encoding.decode(encoding.encode_ordinary(TEXT)[:32])
+    assert len(encoding.encode_ordinary(prompt)) == 32 == model.config.block_size
+    text, = continuations(model, encoding, prompt)
+    assert sampled(f"--start={prompt}") == (0, f"{text}\n", "")
+
+
 def test_a_text_file_that_is_missing_is_named_once(sampled, tmp_path):
     code, _, err = sampled(f"--score={tmp_path / 'none.txt'}")
     assert (code, err) == (1, f"error: {tmp_path / 'none.txt'}: No such file or directory\n")
@@ -590,6 +597,17 @@ def test_end_of_text_counts_as_a_token_of_a_scored_text_and_as_no_byte(sampled, 
         float(loss) * int(tokens) / math.log(2) / int(size), rel=1e-3)
     (tmp_path / "text.txt").write_text("<|endoftext|>" * 3)
     assert sampled(f"--score={tmp_path / 'text.txt'}")[0] == 0
+
+
+def test_the_perplexity_of_a_loss_too_large_for_exp_is_shown_all_the_same(text_of, run_dir,
+                                                                           tmp_path):
+    snapshot = torch.load(run_dir / "best.pt", weights_only=True)
+    snapshot["model_state_dict"]["transformer.ln_f.weight"] *= 1e6
+    torch.save(snapshot, tmp_path / "wild.pt")
+    (tmp_path / "text.txt").write_text("quite unlike it", encoding="utf-8")
+    out = text_of(f"--score={tmp_path / 'text.txt'}", f"--snapshot={tmp_path / 'wild.pt'}")
+    assert float(re.search(r"loss (\S+),", out)[1]) > 710  # exp(710) is no float any more
+    assert "perplexity 1014232" in out
 
 
 def test_a_text_too_short_to_be_scored_is_refused(sampled, tmp_path):

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import math
 import re
 import subprocess
 import sys
@@ -70,6 +71,8 @@ def test_the_defaults_are_the_assignments_above_the_first_function(script):
     ("--name={{}}", "name", "{{}}"),
     ("--name=", "name", ""),
     ("--name=a=b", "name", "a=b"),
+    pytest.param("--name=" + 3000 * "-" + "1", "name", 3000 * "-" + "1", id="a line"),
+    pytest.param("--name=" + 100_000 * "-", "name", 100_000 * "-", id="a long line"),
     ("--quiet", "quiet", True),
     ("--quiet=False", "quiet", False),
     ("--compile", "compile", True),
@@ -176,7 +179,33 @@ def test_gpt3s_learning_rates_and_batches_are_the_papers(size):
     assert settings["learning_rate"] == learning_rate
     assert settings["min_lr"] == pytest.approx(learning_rate / 10)
     sequences = settings["batch_size"] * settings["gradient_accumulation_steps"]
-    assert sequences * settings["block_size"] == pytest.approx(batch, rel=0.06)
+    tokens = sequences * settings["block_size"]
+    assert tokens == pytest.approx(batch, rel=0.06)
+    # Section 2.3 and appendix B: the whole run, the decay and the warmup, in tokens.
+    for name, n in (("max_iters", 300e9), ("lr_decay_iters", 260e9), ("warmup_iters", 375e6)):
+        assert settings[name] * tokens == pytest.approx(n, rel=0.005)
+
+
+def test_gpt2s_recipe_has_the_batch_the_length_and_the_warmup_of_its_comments():
+    settings = override(ROOT / "train.py", ROOT / "config" / "gpt2.py")
+    sequences = settings["batch_size"] * settings["gradient_accumulation_steps"]
+    tokens = sequences * settings["block_size"]
+    assert tokens == 524_288
+    assert settings["max_iters"] * tokens == pytest.approx(10e9, rel=1e-4)
+    assert settings["warmup_iters"] * tokens == pytest.approx(375e6, rel=1e-3)
+
+
+@pytest.mark.parametrize("max_iters", [230, 680])  # for input.txt and for a megabyte
+def test_the_quick_start_is_evaluated_eight_times_whatever_its_length(max_iters):
+    recipe = ROOT / "config" / "shakespeare.py"
+    settings = override(ROOT / "train.py", recipe, f"--max_iters={max_iters}")
+    assert math.ceil(max_iters / settings["eval_interval"]) == 8  # the last one at the end
+    assert override(ROOT / "train.py", recipe)["max_iters"] == 230
+
+
+def test_fine_tuning_reads_the_text_three_times_however_long_it_is():
+    settings = override(ROOT / "train.py", ROOT / "config" / "finetune_gpt2.py")
+    assert (settings["max_iters"], settings["max_epochs"]) == (0, 3.0)
 
 
 def test_a_config_file_computes_with_the_settings_so_far(script, tmp_path):
@@ -237,6 +266,7 @@ def test_help_prints_every_setting_of_the_source_with_default_and_comment(name):
     for setting, default, comment in settings:
         line = f"  --{setting}={ast.literal_eval(default)!r}"
         assert f"\n{line.ljust(40)} {comment}\n" in out
+    assert call(name, "-h") == (0, out, "")
 
 
 def test_an_error_of_a_script_is_one_line_and_an_exit_code():
@@ -245,6 +275,14 @@ def test_an_error_of_a_script_is_one_line_and_an_exit_code():
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: nowhere.txt: No such file or directory")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_error_of_several_lines_becomes_one(capsys):
+    def fail(_):
+        raise ValueError("the first line\nand the second")
+
+    assert config.run(fail, []) == 1
+    assert capsys.readouterr().err == "error: the first line and the second\n"
 
 
 def test_with_traceback_in_the_environment_an_error_shows_where_it_comes_from(monkeypatch):

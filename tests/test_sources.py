@@ -198,6 +198,21 @@ def test_a_format_that_is_not_read_is_refused_with_what_to_do(name):
     assert "convert" in last
 
 
+def test_the_command_that_converts_a_parquet_file_writes_a_line_for_each_row():
+    """A stand-in for pandas, whose to_json writes lines only if it is told to."""
+    Path("pandas.py").write_text(
+        "import json\nclass Table:\n    def to_json(self, orient='columns', lines=False):\n"
+        "        rows = [json.dumps({'text': text}) for text in ('one', 'two')]\n"
+        "        assert orient == 'records' or not lines\n"
+        "        return '\\n'.join(rows) + '\\n' if lines else '[' + ','.join(rows) + ']'\n"
+        "def read_parquet(path):\n    assert path == 'x.parquet'\n    return Table()\n")
+    Path("x.parquet").write_bytes(b"PAR1")
+    command = re.search(r"python (-c .*) \| python prepare", fails("x.parquet"))[1]
+    Path("x.jsonl").write_bytes(subprocess.run(f'"{sys.executable}" {command}', shell=True,
+                                               stdout=subprocess.PIPE, check=True).stdout)
+    assert prepared("x.jsonl", *ALL_TRAIN)[0]["train"] == ["one", "two"]
+
+
 def test_hidden_files_and_links_in_circles_are_left_out():
     for name in ("in/a.txt", "in/.hidden.txt", "in/.git/config", "in/v1.2/b.txt"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -332,6 +347,18 @@ def test_another_key_and_characters_that_utf8_does_not_have():
         "a \ufffd b", "c"]
 
 
+def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it():
+    Path("x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}\r\n')
+    assert prepared("x.jsonl", *ALL_TRAIN)[0]["train"] == ["one", "two"]
+
+
+@pytest.mark.parametrize("ending", ["", *".txt .md .rst .tex .html .csv .log .py .c .h .js .raw "
+                                    ".tokens .TXT".split()])
+def test_each_ending_of_a_text_is_read_as_plain_text(ending):
+    Path(f"x{ending}").write_text("a, <b> {c}\n")
+    assert prepared(f"x{ending}", *ALL_TRAIN)[0]["train"] == ["a, <b> {c}\n"]
+
+
 def test_bytes_that_are_not_utf8_can_be_replaced():
     Path("x.txt").write_bytes(b"good \xff bad \xc3")
     Path("y.txt.gz").write_bytes(gzip.compress(b"x" * 70_000 + b"\xff" + b"x" * 70_000))
@@ -398,6 +425,20 @@ def test_documents_end_with_endoftext_and_adding_some_moves_none():
     assert 8 < len(more["val"]) < 22 and 8 < len(more["test"]) < 22
 
 
+def test_a_document_has_the_split_that_its_hash_had_in_every_version():
+    """Else test documents would become training documents once the data is prepared again."""
+    documents = [f"{i} {'x y ' * 20_000}" if i % 4 == 0 else f"{i} text" for i in range(40)]
+    documents[5] += "\u00e9"
+    Path("x.jsonl").write_bytes(lines(documents))
+    expected = {split: [] for split in prepare.SPLITS}
+    for document in documents:
+        u = int(hashlib.sha256(document[:65536].encode()).hexdigest()[:12], 16) / 16**12
+        expected["test" if u < 0.3 else "val" if u < 0.5 else "train"].append(document)
+    assert all(map(len, expected.values()))
+    found, _ = prepared("x.jsonl", "--val_fraction=0.2", "--test_fraction=0.3")
+    assert found == expected
+
+
 def test_a_document_that_a_mark_ends_has_the_same_split_wherever_it_stands():
     text = (ROOT / "input.txt").read_text()
     documents = [f"{i} {text[i * 3000:][:2500]}" for i in range(150)]
@@ -458,6 +499,8 @@ def test_the_bpe_can_be_trained_on_a_sample_from_all_over_the_text(monkeypatch):
     numbers = sorted(int(word) for word in learned[1] if word.isdigit())
     assert sizes[0] > 700_000 and 0.09e6 < sizes[1] < 0.12e6
     assert numbers[0] < 20 and numbers[-1] > 980
+    prepared("x.jsonl", "--bpe_sample_mb=0.1", "--val_fraction=0.4", "--test_fraction=0.4")
+    assert 0.07e6 < sum(len(word) * count for word, count in learned[2].items()) < 0.13e6
 
 
 def test_gpt2s_bytes_per_token_are_printed_where_its_vocabulary_is_cached(text):

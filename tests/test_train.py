@@ -145,6 +145,16 @@ def test_the_same_command_again_has_nothing_left_to_do(data_dir, finished_run):
     assert before == {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
 
 
+def test_what_a_killed_run_had_half_written_is_removed_when_it_resumes(data_dir, finished_run,
+                                                                         tmp_path):
+    shutil.copytree(finished_run, tmp_path / "out")
+    for name in ("best.pt.tmp", "snapshots/snapshot_step_16.pt.tmp"):
+        (tmp_path / "out" / name).write_bytes(b"half")
+    run(data_dir, tmp_path / "out", "--max_iters=13", "--learning_rate=0",
+        "--muon_learning_rate=0")  # no new best.pt, whose writing would replace the old file
+    assert not [*(tmp_path / "out").rglob("*.tmp")]
+
+
 def test_more_iterations_resume_from_the_end_of_a_finished_run(data_dir, finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "out")
     out = run(data_dir, tmp_path / "out", "--max_iters=14")
@@ -170,6 +180,19 @@ def test_scratch_refuses_a_full_folder_unless_told_to_overwrite(data_dir, finish
     assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == [
         ".lock", "best.pt", "final_model.pt", "log.csv", "loss.svg", "notes.csv",
         "snapshot_step_0.pt", "snapshot_step_2.pt", "test.json"]
+
+
+def test_a_run_of_another_size_is_not_resumed(data_dir, tmp_path, monkeypatch):
+    small = [argument for argument in TINY if not argument.startswith(("--n_", "--max_iters"))]
+    arguments = [*small, f"--data_dir={data_dir}", f"--out_dir={tmp_path}", "--max_iters=1"]
+    for name, n_embd in (("small", 8), ("large", 16)):
+        monkeypatch.setitem(train.SIZES, name, dict(n_layer=1, n_head=1, n_embd=n_embd))
+    succeed("train", *arguments, "--size=small")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    for argument in ("--size=large", "--size="):
+        code, _, err = call("train", *arguments, argument)
+        assert code == 1 and "size=small" in err and "--overwrite" in err
+    assert before == {path: path.read_bytes() for path in before}
 
 
 @pytest.mark.parametrize("argument, word", [("--n_layer=3", "n_layer"), ("--block_size=8", "block"),
@@ -350,6 +373,29 @@ def test_samples_and_expectations_are_shown(data_dir, tmp_path):
     assert end.count("sample ") >= 5 and "test with" in end
 
 
+def test_a_validation_text_shorter_than_a_sample_is_shown_as_it_is(data_dir, tmp_path):
+    succeed("prepare", f"--input={data_dir / 'text.txt'}", "--val_fraction=0.0003",
+            "--vocab_size=257", f"--out_dir={tmp_path}")
+    out = run(tmp_path, tmp_path, "--max_iters=1", "--num_return_sequences=1", "--max_length=12")
+    assert (tmp_path / "val.bin").stat().st_size == 2 * 9
+    text = (tmp_path / "val.bin").read_bytes()[::2].decode()
+    assert f"  text      |{text!r}\n" in out
+
+
+@pytest.mark.parametrize("prompt", ["", "<|endoftext|>", "To<|endoftext|>"])
+def test_a_sample_may_begin_with_a_new_document(data_dir, tmp_path, prompt):
+    out = run(data_dir, tmp_path, "--max_iters=1", "--num_return_sequences=2",
+              f"--sample_prompt={prompt}")
+    assert out.count(f"  sample    |{prompt or '<|endoftext|>'}") == 2
+
+
+def test_the_curve_of_a_single_loss_is_drawn(data_dir, tmp_path):
+    succeed("prepare", f"--input={data_dir / 'text.txt'}", "--val_fraction=0", "--vocab_size=257",
+            f"--out_dir={tmp_path}")
+    run(tmp_path, tmp_path, "--max_iters=1")
+    assert len(rows(tmp_path)) == 1 and "polyline" in (tmp_path / "loss.svg").read_text()
+
+
 # ---- the optimization ---------------------------------------------------------------------------
 
 @pytest.fixture
@@ -481,6 +527,13 @@ def test_the_decay_can_end_before_the_run_does(monkeypatch):
     assert factor(35) == pytest.approx(0.55) and factor(60) == factor(100) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_a_decay_that_ends_with_the_warmup_is_a_step_to_the_lowest_rate(monkeypatch, name):
+    factor = schedule(monkeypatch, lr_schedule=name, lr_decay_iters=10)
+    assert factor(9) == pytest.approx(10 / 11) and factor(10) == 1.0
+    assert factor(11) == factor(100) == pytest.approx(0.1)
+
+
 NEWTON_SCHULZ = [(3.4445, -4.7750, 2.0315)] * 5
 POLAR_EXPRESS = [(8.1247, -22.2349, 15.6695), (4.1071, -2.9478, 0.5448), (3.9487, -2.9089, 0.5518)]
 
@@ -534,6 +587,15 @@ def test_an_orthogonalized_matrix_has_singular_values_near_one(name, least, most
     matrix = torch.linalg.qr(torch.randn(3, 50, 20))[0] @ scales
     values = torch.linalg.svdvals(train.orthogonalized(matrix.to(dtype), name).float())
     assert least < values.min() and values.max() < most
+
+
+@pytest.mark.parametrize("name", ["newton-schulz", "polar-express"])
+def test_a_matrix_of_zeros_stays_one_and_disturbs_no_other(name):
+    """With --block_size=1, attention has no choice, and Q and K have no gradient."""
+    matrices = torch.stack((torch.eye(8), torch.zeros(8, 8)))
+    found = train.orthogonalized(matrices, name)
+    assert same(found[1], matrices[1])
+    assert same(found[:1], train.orthogonalized(matrices[:1], name))
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -638,6 +700,15 @@ def test_eval_only_takes_a_run_a_snapshot_or_an_exported_model(data_dir, finishe
     by_step = {int(row["step"]): float(row["val_loss"]) for row in rows(finished_run)
                if row["val_loss"]}
     assert losses == pytest.approx([by_step[i] for i in (steps[0], *steps)], abs=1e-4)
+
+
+def test_the_perplexity_of_a_loss_too_large_for_exp_is_shown_all_the_same(data_dir, finished_run,
+                                                                           tmp_path):
+    snapshot = torch.load(finished_run / "best.pt", weights_only=True)
+    snapshot["model_state_dict"]["transformer.ln_f.weight"] *= 1e6
+    torch.save(snapshot, tmp_path / "wild.pt")
+    out = run(data_dir, tmp_path, "--eval_only", f"--init_from={tmp_path / 'wild.pt'}")
+    assert loss_in(out) > 710 and "perplexity 1014232" in out  # exp(710) is no float any more
 
 
 def test_eval_only_without_a_validation_text_says_so(data_dir, tmp_path):
@@ -750,9 +821,9 @@ def test_ids_beyond_the_vocabulary_are_named(data_dir, tmp_path, monkeypatch):
     np.full(5000, 299, np.uint16).tofile(tmp_path / "data" / "train.bin")
     assert "train.bin" in fails(tmp_path / "data", tmp_path / "out")  # meta.json has another hash
     (tmp_path / "data" / "meta.json").unlink()  # now it counts as GPT-2's tokens
-    np.full(5000, 60_000, np.uint16).tofile(tmp_path / "data" / "train.bin")
+    np.full(5000, 50_257, np.uint16).tofile(tmp_path / "data" / "train.bin")
     error = fails(tmp_path / "data", tmp_path / "out")
-    assert "60000" in error and "50257" in error
+    assert "token 50257" in error and "vocab_size=50257" in error
 
 
 def test_a_training_split_shorter_than_a_block_is_named(data_dir, tmp_path):
@@ -782,6 +853,15 @@ def test_an_unwritable_out_dir_is_named(data_dir, tmp_path):
                                       "--min_lr=0.1"])
 def test_an_invalid_setting_is_a_usage_error(data_dir, tmp_path, argument):
     assert argument[2:].split("=")[0] in fails(data_dir, tmp_path, argument, code=2)
+
+
+def test_overwrite_does_not_delete_a_run_that_is_to_be_resumed(data_dir, finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for init_from in ("auto", "resume"):
+        error = fails(data_dir, tmp_path / "out", "--overwrite", f"--init_from={init_from}", code=2)
+        assert "overwrite" in error and "--init_from=scratch" in error
+    assert before == {path: path.read_bytes() for path in before}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_snapshots(data_dir, tmp_path):
@@ -818,6 +898,7 @@ def test_nanogpts_character_tokens_are_refused(data_dir, tmp_path):
 
 @pytest.mark.parametrize("error, words", [
     (RuntimeError("can't allocate memory: you tried to allocate 9 GB"), "out of memory"),
+    (MemoryError(), "out of memory"),
     (OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output error")])
 def test_too_little_memory_for_a_snapshot_or_a_disk_error_is_not_taken_for_damage(
         error, words, data_dir, finished_run, tmp_path, monkeypatch):

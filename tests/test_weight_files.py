@@ -131,7 +131,7 @@ def write_tensorflow(folder, tensors, blocks=1, shards=1, name="model.ckpt", ext
         raw, shard = array.tobytes(), i % shards
         sizes = b"".join(b"\x12" + varint(len(size)) + size
                          for size in (b"\x08" + varint(n) for n in array.shape))
-        entry = b"\x08" + varint({"float32": 1, "int64": 9}[array.dtype.name])
+        entry = b"\x08" + varint({"float32": 1, "int32": 3, "int64": 9}[array.dtype.name])
         entry += b"\x12" + varint(len(sizes)) + sizes
         entry += b"\x18" + varint(shard) if shard else b""  # a zero is left out
         entry += b"\x20" + varint(len(data[shard])) if data[shard] else b""
@@ -212,6 +212,17 @@ def test_each_format_is_read_exactly(form, folder):
     assert torch.equal(model(idx, idx)[0], found(idx, idx)[0])
 
 
+@pytest.mark.parametrize("form", WRITERS)
+def test_a_model_is_read_without_a_warning(form, folder, recwarn):
+    WRITERS[form](folder, gpt2_tensors(make_model()))
+    recwarn.clear()
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # else some come once in a process
+    GPT.from_pretrained(folder)
+    torch.set_warn_always(before)
+    assert not [str(warning.message) for warning in recwarn]
+
+
 def test_a_tensorflow_index_may_have_several_blocks(folder):
     model = make_model()
     for blocks in (2, 5, 28):
@@ -269,6 +280,13 @@ def test_partitioned_variables_and_the_v1_format_are_refused_by_name(folder):
     (folder / "model.ckpt.index").unlink()
     (folder / "model.ckpt").write_bytes(b"a table of tensors")
     assert "model.ckpt.index" in refusal(folder)
+
+
+def test_integers_in_a_tensorflow_checkpoint_are_not_taken_for_floats_of_the_same_size(folder):
+    tensors = gpt2_tensors(make_model())
+    name = "transformer.h.1.ln_2.bias"
+    write_tensorflow(folder, tensors | {name: tensors[name].to(torch.int32)})
+    assert "model/h1/ln_2/b is damaged, partitioned or not float32" in refusal(folder)
 
 
 def test_a_shard_without_tensors_makes_no_difference(folder):
