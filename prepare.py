@@ -417,7 +417,7 @@ def json_texts(stream):
             if line := line.strip("\ufeff \t\r\n"):
                 data = json.loads(line)[text_key].encode("utf-16", "surrogatepass")
                 yield data.decode("utf-16", encoding_errors), True  # (lone surrogates are errors)
-        except Exception as error:
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"line {n} isn't JSON with a valid text ({text_key=}, "
                              f"{encoding_errors=}): {error}") from error
 

@@ -347,6 +347,15 @@ def test_another_key_and_characters_that_utf8_does_not_have():
         "a \ufffd b", "c"]
 
 
+def test_too_little_memory_for_a_line_is_not_taken_for_invalid_json(monkeypatch):
+    def loads(line):
+        raise MemoryError
+
+    Path("x.jsonl").write_text('{"text": "one"}\n')
+    monkeypatch.setattr(json, "loads", loads)
+    assert "out of memory" in fails("x.jsonl")
+
+
 def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it():
     Path("x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}\r\n')
     assert prepared("x.jsonl", *ALL_TRAIN)[0]["train"] == ["one", "two"]
