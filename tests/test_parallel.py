@@ -128,14 +128,13 @@ def free_port():
 
 
 def torchrun(*arguments):
-    """Start torchrun, whose processes compute with one thread each and have an ASCII terminal.
+    """Start torchrun, whose processes compute with one thread each.
 
     With PyTorch 2.13's default, processes that are restarted can find the addresses of those
     that were killed, and wait for them (pytorch/pytorch issue 135712): TORCH_DISABLE_SHARE_...
     """
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-                   "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-                   "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+                   "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *map(str, arguments)],
                             cwd=ROOT, env=os.environ | environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -210,7 +209,8 @@ def alone(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(alone, tiny, tmp_path_factory):
-    """The runs of two and of four processes, and the middle legs of the relay."""
+    """The runs of two and of four processes with an ASCII terminal, and the middle legs of the
+    relay."""
     folder = tmp_path_factory.mktemp("many")
     shutil.copytree(alone.folder / "relay", folder / "relay")
     fsdp, adamw = "--parallel=fsdp", "--optimizer=adamw"
@@ -234,13 +234,17 @@ def many(alone, tiny, tmp_path_factory):
         "eval_only": [*tiny, "--gradient_accumulation_steps=1", "--eval_only",
                       f"--init_from={alone.folder}/still/best.pt"],
     }
-    return launch(folder, 4, {
+    runs = {
         "ddp_by_four": (4, [*tiny, "--max_iters=50"], None),
         "still_by_four": (4, [*tiny, *STILL], None),
         **{name: (2, arguments, None) for name, arguments in by_two.items()},
         "told_to_stop": (2, [*tiny, "--max_iters=50"], (1, 4, "SIGTERM")),
         "struck": (2, [*tiny, "--max_iters=50"], (1, 3, "raise")),
-    })
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("LC_ALL", "C"), ("PYTHONUTF8", "0"), ("PYTHONCOERCECLOCALE", "0")):
+            patch.setenv(name, value)
+        return launch(folder, 4, runs)
 
 
 # ---- the same run -------------------------------------------------------------------------------
