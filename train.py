@@ -407,8 +407,8 @@ def load_data(folder):
     prepare.finish_publishing(folder)
     meta = prepare.read_meta(folder) or dict(vocab_size=50257, dtype="uint16", splits={})
     source = meta.setdefault("source", {"name": "input.txt"})["name"]
-    tokenizer = folder if "tokenizer" in meta else init_from  # the data's own keeps all ids
-    tokenizer = "" if tokenizer in ("auto", "scratch", "resume") else f" --tokenizer={tokenizer}"
+    name = folder if "tokenizer" in meta else init_from  # (the data's own tokenizer keeps all ids)
+    tokenizer = "" if name in ("auto", "scratch", "resume") else f" --tokenizer={name}"
     again = f"prepare it again: python prepare.py --input={source} --out_dir={folder}{tokenizer}"
     if Path(folder, "meta.pkl").exists() and not meta["splits"]:
         raise ValueError(f"{folder} has nanoGPT's character ids (meta.pkl): use prepare.py instead")
