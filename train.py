@@ -335,9 +335,8 @@ def configure(arguments):
     globals().update(settings)
     if not max_iters and not max_epochs:
         config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")
-    shape = [text for text in arguments if text.startswith(("--n_layer", "--n_head", "--n_embd"))]
-    if size and shape:
-        config.usage(f"{shape[0]} has no effect with {size=}: add --size= for a shape of your own")
+    if size and any(text.startswith(("--n_layer", "--n_head", "--n_embd")) for text in arguments):
+        config.usage(f"n_layer, n_head, n_embd have no effect with {size=}: add --size= to set them")
     if min_lr > learning_rate:
         config.usage(f"{min_lr=}: expected at most {learning_rate=}")
     if overwrite and init_from in ("auto", "resume"):
@@ -747,8 +746,7 @@ def draw_losses(rows, title):  # -> a picture of the training and validation los
         return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{words}</text>'
 
     def round_numbers(low, high):  # about six
-        power = 10.0 ** math.floor(math.log10((high - low) / 6))
-        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * 6 >= high - low)
+        step = float(f"{(high - low) / 6:.0e}")  # one significant digit
         return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
     rows = [{name: float(value) for name, value in row.items() if value} for row in rows]
@@ -771,10 +769,8 @@ def draw_losses(rows, title):  # -> a picture of the training and validation los
                 text(750, height, name.replace("_", " "), "end", color)]
     if evaluated := [row for row in rows if "val_loss" in row]:
         best = min(evaluated, key=lambda row: row["val_loss"])
-        note = ("best: {val_loss:.3f} at iteration {step:.0f}, perplexity {val_perplexity:.1f}, "
-                "{val_bits_per_byte:.3f} bits per byte").format(**best)
-        at = f'cx="{x(best["step"]):.1f}" cy="{y(best["val_loss"]):.1f}"'
-        svg += [f'<circle {at} r="4" fill="crimson"/>', text(750, 110, note, "end")]
+        note = "best: {val_loss:.3f} at iteration {step:.0f}, {val_bits_per_byte:.3f} bits per byte"
+        svg += [text(750, 110, note.format(**best), "end")]
     return "\n".join([*svg, "</svg>\n"])
 
 

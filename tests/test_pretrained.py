@@ -122,6 +122,8 @@ def test_a_loaded_model_packs_its_large_layers_where_it_pays_and_follows_changed
         linear = {"AVX2": 4, "AVX512": 40 * 5}[instructions] if is_packed else 0
         assert operators.counts["mkldnn::_linear_pointwise"] == linear
         assert operators.counts["mkldnn::_convolution_pointwise"] == 40 * 5 * is_packed - linear
+        reordered = 5 if is_packed and instructions == "AVX512" and n_rows > 1 else 0
+        assert operators.counts["mkldnn::_reorder_linear_weight"] == reordered
         plain = idx
         for _ in range(40):
             plain = torch.cat((plain, model(plain)[0].argmax(dim=-1)), dim=1)
@@ -658,6 +660,40 @@ def test_layers_are_packed_only_for_texts_long_enough_to_pay(new, dtype, is_pack
         model.generate(torch.randint(2048, (4, 8)), new, temperature=0)
     packed = ("mkldnn::_linear_pointwise", "mkldnn::_convolution_pointwise")
     assert sum(operators.counts[name] for name in packed) == new * 3 * is_packed
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="without oneDNN")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("n_rows", [1, 2])
+def test_only_the_steps_of_one_text_in_16_bits_are_computed_without_onednn(n_rows, dtype):
+    model = GPT(GPTConfig(block_size=16, vocab_size=64, n_layer=1, n_head=2, n_embd=16))
+    model = for_inference(model, torch.device("cpu"), dtype)
+    found = []
+
+    def note(module, inputs):
+        found.append(torch.backends.mkldnn.enabled)
+        if len(found) == 4:
+            raise KeyboardInterrupt
+
+    model.lm_head.register_forward_pre_hook(note)
+    steps = model.stream(torch.zeros(n_rows, 5, dtype=torch.int64), 4)
+    for _ in range(3):
+        next(steps)
+        assert torch.backends.mkldnn.enabled
+    with pytest.raises(KeyboardInterrupt):
+        next(steps)
+    assert torch.backends.mkldnn.enabled
+    assert found == [True] + 3 * [n_rows == 2 or dtype == torch.float32]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_logits_of_a_prompt_do_not_copy_the_output_matrix(dtype):
+    """The stride of the last position's dimension of size 1 made F.linear multiply batches."""
+    model = GPT(GPTConfig(block_size=16, vocab_size=64, n_layer=1, n_head=2, n_embd=16))
+    model = for_inference(model, torch.device("cpu"), dtype)
+    with OperatorCounter() as operators, torch.no_grad():
+        model(torch.zeros(1, 5, dtype=torch.int64))
+    assert operators.counts["aten::bmm"] == 0 and operators.counts["aten::mm"] == 1
 
 
 @needs_vocabulary
