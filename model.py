@@ -132,7 +132,7 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, idx, targets=None, return_logits=True, cache=None):
-        """Predict the token after each position of idx (B, T). Loss in nats; targets -1 are ignored.
+        """Predict the token after each position of idx (B, T). Loss in nats, without targets of -1.
 
         targets   return_logits   returns
         None                      (logits (B, 1, vocab_size) of the last position, None)
@@ -390,7 +390,7 @@ def new_cache(model, n_rows, max_new_tokens, compile=False):
         return Cache(model, n_rows)
     if not head.is_cpu:
         return CUDAGraphCache(model, n_rows) if compile else Cache(model, n_rows)
-    if n_rows == 1 and head.dtype != torch.float32:
+    if n_rows == 1 and head.dtype != torch.float32 and torch.backends.mkldnn.enabled:
         return OneRowCache(model, n_rows)
     supported = torch.backends.mkldnn.is_available() and (head.dtype == torch.float32 or (
         head.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
@@ -403,8 +403,11 @@ def new_cache(model, n_rows, max_new_tokens, compile=False):
 
 class OneRowCache(Cache):  # by PyTorch's own matrix-vector product, 1.3 times as fast as oneDNN's
     def read(self, ids):
-        with torch.backends.mkldnn.flags(enabled=ids.size(1) > 1, allow_tf32=None):
+        torch.backends.mkldnn.enabled = ids.size(1) > 1
+        try:
             return super().read(ids)
+        finally:
+            torch.backends.mkldnn.enabled = True
 
 
 def packed(module, n_rows):

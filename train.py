@@ -336,7 +336,7 @@ def configure(arguments):
     if not max_iters and not max_epochs:
         config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")
     if size and any(text.startswith(("--n_layer", "--n_head", "--n_embd")) for text in arguments):
-        config.usage(f"n_layer, n_head, n_embd have no effect with {size=}: add --size= to set them")
+        config.usage(f"n_layer, n_head, n_embd have no effect beside {size=}: add --size= as well")
     if min_lr > learning_rate:
         config.usage(f"{min_lr=}: expected at most {learning_rate=}")
     if overwrite and init_from in ("auto", "resume"):
@@ -731,14 +731,12 @@ def log_progress(run):
 
 def write_log(run):  # writes log.csv; at evaluations, also draws loss.svg
     if run.machine.rank == 0:
-        rows = [{name: f"{value:.8g}" if isinstance(value, float) else value
-                 for name, value in row.items()} for row in run.log]
         with prepare.atomic_write(Path(out_dir, "log.csv"), "w") as file:
             print(*HEADER, sep=",", file=file)
-            csv.DictWriter(file, HEADER, lineterminator="\n").writerows(rows)
+            csv.DictWriter(file, HEADER, lineterminator="\n").writerows(run.log)
         if is_due(run, eval_interval):
             with prepare.atomic_write(Path(out_dir, "loss.svg"), "w") as file:
-                file.write(draw_losses(rows, f"GPT with {run.model.num_params():,} parameters"))
+                file.write(draw_losses(run.log, f"GPT with {run.model.num_params():,} parameters"))
 
 
 def draw_losses(rows, title):  # -> a picture of the training and validation losses, in SVG
@@ -749,7 +747,7 @@ def draw_losses(rows, title):  # -> a picture of the training and validation los
         step = float(f"{(high - low) / 6:.0e}")  # one significant digit
         return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
-    rows = [{name: float(value) for name, value in row.items() if value} for row in rows]
+    rows = [{name: float(value) for name, value in row.items() if value != ""} for row in rows]
     losses = [row[name] for row in rows for name in ("train_loss", "val_loss") if name in row]
     low, high = min(losses, default=0.0), max(losses, default=0.0) + 0.01
     last_step = rows[-1]["step"] if rows else 1

@@ -77,13 +77,12 @@ def checked(described, allowed, name, value, text):
     if type(value) is not expected:
         usage(f"{name}={value!r}: expected {expected.__name__}, as in --{name}={default!r}")
     valid = allowed.get(name, 0)
-    end = 2**63 if type(value) is int else float("inf")
     if name.endswith("_dir") and not value:
         usage(f"{name}='': expected a folder, '.' for this one")
     if type(valid) is tuple and value not in valid:
         usage(f"{name}={value!r}: expected one of {', '.join(map(repr, valid))}")
-    if type(value) in (int, float) and not valid <= value < end:
-        usage(f"{name}={value}: expected a number of at least {valid} (integers: below 2**63)")
+    if type(value) in (int, float) and not valid <= value < 2**63:
+        usage(f"{name}={value}: expected a number of at least {valid} and below 2**63")
     return value
 
 

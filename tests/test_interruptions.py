@@ -648,7 +648,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_good_snapshots_as_th
     arguments = [*SHORT, data, f"--optimizer={optimizer}"]
     assert run(arguments, out, [("batch", 9, SIGTERM)])[0] == 143  # after 5 iterations
     good = {path: contents(path) for path in snapshot_files(out)}
-    too_high = ["--learning_rate=1e20", "--muon_learning_rate=1e20"]
+    too_high = ["--learning_rate=1e18", "--muon_learning_rate=1e18"]
     code, output = run([*arguments, *too_high], out)
     assert code == 1, output
     assert re.search("iteration [67]: .*lower learning_rate", one_line_of(output)), output
@@ -659,7 +659,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_good_snapshots_as_th
     assert code == 0, output
 
 
-@pytest.mark.parametrize("learning_rate", ["1e20", "1e38", "1e300"])
+@pytest.mark.parametrize("learning_rate", ["1e16", "9e18"])
 def test_a_snapshot_never_holds_weights_that_are_not_finite(learning_rate, data, tmp_path):
     out = tmp_path / "out"
     arguments = [*SHORT, data, "--optimizer=adamw", "--snapshot_interval=1", "--keep_snapshots=1"]

@@ -686,6 +686,13 @@ def test_only_the_steps_of_one_text_in_16_bits_are_computed_without_onednn(n_row
     assert found == [True] + 3 * [n_rows == 2 or dtype == torch.float32]
 
 
+def test_onednn_stays_off_if_it_was_switched_off(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    model = GPT(GPTConfig(block_size=16, vocab_size=64, n_layer=1, n_head=2, n_embd=16))
+    for_inference(model, torch.device("cpu"), torch.bfloat16).generate(torch.tensor([[1, 2]]), 4)
+    assert not torch.backends.mkldnn.enabled
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_the_logits_of_a_prompt_do_not_copy_the_output_matrix(dtype):
     """The stride of the last position's dimension of size 1 made F.linear multiply batches."""
