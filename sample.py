@@ -154,7 +154,7 @@ def converse(model, encoding):
                     generator.manual_seed(seed)
             else:
                 generate(model, encoding, line.rstrip("\r\n"), generator)
-        except (ValueError, KeyboardInterrupt) as error:
+        except (ValueError, RuntimeError, MemoryError, KeyboardInterrupt) as error:
             print(error, file=sys.stderr)
         except SystemExit:  # config.usage has printed why
             pass

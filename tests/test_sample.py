@@ -297,6 +297,12 @@ def test_interactive_answers_the_other_lines_where_one_is_not_utf_8(sampled):
     assert code == 0 and out == "one\ntwo\nthree\nfour\n" and err.count("utf-8") == 1
 
 
+def test_interactive_goes_on_after_a_text_that_needs_too_much_memory(sampled):
+    code, out, err = sampled("--interactive", "--max_new_tokens=0",
+                             stdin=b"one\n/beams 10000000000000\ntwo\n/beams 0\nthree\n")
+    assert (code, out) == (0, "one\nthree\n") and "memory" in err and "Traceback" not in err
+
+
 def test_interactive_gives_a_new_text_each_time_and_the_seeds_first(sampled, model, encoding):
     prompts = b"To be\nTo be\nTo be\n"
     code, out, _ = sampled("--interactive", "--max_new_tokens=20", stdin=prompts)
