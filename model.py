@@ -160,8 +160,8 @@ class GPT(nn.Module):
                generator=None, compile=False):
         """Yield what follows idx (B, T), token by token: (ids (B, 1), logits (B, n_ids)),
         n_ids being the tokenizer's size. Ends after max_new_tokens or once every row has produced
-        eos_token. Each row has its own random numbers: adding rows doesn't change its text, except
-        in int8. It may outgrow block_size. With compile, CUDA replays a recorded graph per step."""
+        eos_token. Each row has its own random numbers: adding rows doesn't change its text, but
+        for rounding and in int8. It may outgrow block_size. With compile, CUDA replays graphs."""
         if temperature < 0 or (top_k or 0) < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_k=}, {top_p=}: expected >= 0, >= 0, in (0, 1]")
         cache = new_cache(self, len(idx), max_new_tokens, compile)  # a Cache, or a faster variant
@@ -233,7 +233,8 @@ class Cache:
         head_dim = config.n_embd // config.n_head
         # (layer, key or value, B, n_head, position, head_dim)
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
-        self.past = torch.empty(shape, device=weight.device, dtype=weight.dtype)
+        dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_cpu else weight.dtype
+        self.past = torch.empty(shape, device=weight.device, dtype=dtype)
         self.length = 0  # positions filled, or being filled
         self.n_ids = n_token_ids(model.tokenizer) if model.tokenizer else config.vocab_size
 
@@ -273,7 +274,7 @@ def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
     temperature divides the logits (0: the most likely token); top_k keeps the k most likely; top_p
     (Holtzman et al. 2020) keeps the smallest set of them with at least that total probability."""
     if temperature < 1e-6:
-        return logits.float().argmax(dim=-1, keepdim=True)
+        return logits.max(dim=-1, keepdim=True).indices  # (argmax is slow in 16 bits)
     k = min(top_k or math.inf, logits.size(-1))
     logits, ids = (logits.float() / temperature).topk(k)  # (B, k), the most likely first
     cumulative = F.softmax(logits, dim=-1).cumsum(dim=-1)
@@ -326,8 +327,9 @@ def get_device(device="auto", dtype="auto"):
 
 def attention(q, k, v, is_causal=True, mask=None):
     """Attend with q (..., T, head_dim) to k, v (..., S, head_dim) where mask (T, S) is True."""
-    if q.is_cpu and q.element_size() == 2 and q.size(2) < 256:
-        with torch.autocast("cpu", enabled=False):  # 16 bits would take up to twice as long
+    has_slow_backward = torch.is_autocast_enabled("cpu") and q.requires_grad and q.size(2) < 256
+    if q.is_cpu and (has_slow_backward or q.dtype != k.dtype):  # (a CPU's cache is in float32)
+        with torch.autocast("cpu", enabled=False):  # in 16 bits, either takes up to twice as long
             return attention(q.float(), k.float(), v.float(), is_causal, mask).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
 
@@ -403,8 +405,8 @@ def new_cache(model, n_rows, max_new_tokens, compile=False):
 
 class OneRowCache(Cache):  # by PyTorch's own matrix-vector product, 1.3 times as fast as oneDNN's
     def read(self, ids):
-        torch.backends.mkldnn.enabled = ids.size(1) > 1
         try:
+            torch.backends.mkldnn.enabled = ids.size(1) > 1
             return super().read(ids)
         finally:
             torch.backends.mkldnn.enabled = True

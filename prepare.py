@@ -87,6 +87,8 @@ def train_bpe(word_counts, vocab_size):
 def load_tokenizer(description):
     """Return tiktoken's encoding for a description: "name", "tokens" (None: an unused id), in some
     "special", "eot_token". Encoding repeatedly merges the pair whose token was learned first."""
+    if description is None:
+        raise ValueError("the model has no tokenizer: put its tokenizer.json into its folder")
     tokens = description["tokens"]
     ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
@@ -504,9 +506,7 @@ def find_tokenizer(name):
     if meta := read_meta(name):
         return meta["tokenizer"]
     from model import GPT  # here, since that imports torch
-    if found := GPT.from_pretrained(name).tokenizer:
-        return found
-    raise ValueError(f"{name} has no tokenizer: put its tokenizer.json there")
+    return GPT.from_pretrained(name).tokenizer
 
 
 def read_tokenizer(folder, about, vocab_size):  # about: the model's config.json

@@ -98,8 +98,6 @@ def main(arguments):
     model = GPT.from_pretrained(name)
     if export:
         return model.save_pretrained(export)
-    if not model.tokenizer:
-        raise ValueError("the model has no tokenizer: put its tokenizer.json into its folder")
     if dtype == "auto" and torch_device.type == "cpu" and (score or model.num_params() < 20e6):
         torch_dtype = torch.float32  # faster for small models, exact for scores
     model = for_inference(model, torch_device, "int8" if dtype == "int8" else torch_dtype)

@@ -545,7 +545,7 @@ def resume(run, snapshot):
         run.scaler.load_state_dict(snapshot["scaler_state_dict"])
     log = Path(out_dir, "log.csv")
     lines = log.read_text("utf-8-sig").splitlines() if log.exists() else []
-    run.log = [row for row in csv.DictReader(lines) if int(row["step"]) <= run.step]
+    run.log = [row for row in csv.DictReader(lines, restval="") if int(row["step"]) <= run.step]
     run.started -= float(run.log[-1]["seconds"]) if run.log else 0  # earlier sessions count
     is_other = snapshot.get("best_measure") != run.best_measure  # (the data may have changed)
     if is_other and Path(out_dir, "best.pt").exists() and len(run.data["val"]) > 1:

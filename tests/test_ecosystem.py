@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, call, succeed  # noqa: F401
 
-from model import GPT
+from model import GPT, GPTConfig, for_inference
 from prepare import load_tokenizer
 
 BLOCK_SIZE = 64
@@ -160,6 +160,18 @@ def test_torch_export_takes_other_batches_and_lengths(model, strict):
             expected, expected_loss = model(ids, ids)
             torch.testing.assert_close(logits, expected)
             torch.testing.assert_close(loss, expected_loss)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_torch_export_of_16_bits_takes_any_length(strict):
+    model = GPT(GPTConfig(block_size=300, vocab_size=64, n_layer=1, n_head=2, n_embd=16))
+    model = for_inference(model, torch.device("cpu"), torch.bfloat16)
+    sizes = {1: torch.export.Dim("length", min=2, max=300)}
+    program = torch.export.export(model, (torch.zeros(1, 8, dtype=torch.int64),),
+                                  dynamic_shapes=(sizes,), strict=strict).module()
+    for T in (5, 300):
+        ids = torch.randint(64, (1, T))
+        torch.testing.assert_close(program(ids)[0], model(ids)[0])
 
 
 @pytest.mark.parametrize("strict", [False, True])

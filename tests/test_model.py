@@ -313,9 +313,9 @@ def test_only_many_logits_are_computed_in_parts(monkeypatch):
     assert calls == [512]
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("T, dtype", [(255, torch.float32), (256, torch.bfloat16)])
-def test_attention_over_short_contexts_is_computed_in_float32(T, dtype, training, monkeypatch):
+@pytest.mark.parametrize("T, training, dtype", [
+    (255, True, torch.float32), (256, True, torch.bfloat16), (255, False, torch.bfloat16)])
+def test_attention_over_short_contexts_is_trained_in_float32(T, training, dtype, monkeypatch):
     found, original = [], F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *rest, **options: (
         found.append(q.dtype) or original(q, *rest, **options)))
@@ -323,6 +323,18 @@ def test_attention_over_short_contexts_is_computed_in_float32(T, dtype, training
     with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
         model(*batch(1, T))
     assert found == [dtype] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_cpus_cache_is_in_float32_and_is_not_copied_in_each_step(dtype, monkeypatch):
+    pointers, original = set(), F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **options: (
+        pointers.add((k.data_ptr(), k.dtype)) or original(q, k, v, **options)))
+    model = tiny(block_size=64).to(dtype).eval()
+    with torch.inference_mode():
+        text = model.generate(batch(2, 5)[0], 20)
+    assert text.shape == (2, 25)
+    assert len(pointers) == 2 and {dtype for _, dtype in pointers} == {torch.float32}  # two layers
 
 
 def test_the_embeddings_begin_with_a_standard_deviation_of_0_02():

@@ -1053,12 +1053,14 @@ def test_samples_come_at_their_own_interval(data_dir, tmp_path):
     assert out.count("  sample    |") == 4 and out.count("  predicted |") == 4
 
 
-@pytest.mark.parametrize("edited", ["{}\n", "\ufeff{}"])
-def test_an_empty_last_line_or_an_editors_mark_in_the_log_is_no_obstacle(
-        edited, data_dir, tmp_path):
+@pytest.mark.parametrize("edit", [lambda log: log + "\n", lambda log: "\ufeff" + log,
+                                  lambda log: log.replace(",,,\n", "\n")],
+                         ids=["empty line", "byte order mark", "without the commas at its end"])
+def test_a_log_that_an_editor_has_changed_a_little_is_no_obstacle(edit, data_dir, tmp_path):
     run(data_dir, tmp_path, "--max_iters=4")
     log = tmp_path / "log.csv"
-    log.write_text(edited.format(log.read_text()), encoding="utf-8")
+    assert ",,,\n" in log.read_text()
+    log.write_text(edit(log.read_text()), encoding="utf-8")
     run(data_dir, tmp_path, "--max_iters=6")
     assert [row["step"] for row in rows(tmp_path)] == list("123456")
 
