@@ -506,7 +506,7 @@ def find_tokenizer(name):
     if meta := read_meta(name):
         return meta["tokenizer"]
     from model import GPT  # here, since that imports torch
-    return GPT.from_pretrained(name).tokenizer
+    return GPT.from_pretrained(name).tokenizer or config.usage(f"{name} has no tokenizer.json")
 
 
 def read_tokenizer(folder, about, vocab_size):  # about: the model's config.json
