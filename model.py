@@ -234,7 +234,7 @@ class Cache:
         # (layer, key or value, B, n_head, position, head_dim)
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
         dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_cpu else weight.dtype
-        self.past = torch.empty(shape, device=weight.device, dtype=dtype)
+        self.past = torch.empty(shape, device=weight.device, dtype=dtype)  # float32: fast on CPUs
         self.length = 0  # positions filled, or being filled
         self.n_ids = n_token_ids(model.tokenizer) if model.tokenizer else config.vocab_size
 
@@ -428,7 +428,7 @@ def packed_linear(weight, bias, n_rows):
     """Return a function x -> F.linear(x, weight, bias) that is fast for x (n_rows, 1, C)."""
     ops = torch.ops.mkldnn
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
-        W = weight if n_rows == 1 else ops._reorder_linear_weight(weight, n_rows)
+        W = weight if n_rows == 1 else ops._reorder_linear_weight(weight, n_rows)  # 1: as it is
         return partial(ops._linear_pointwise, W=W, B=bias, attr="none", scalars=[], algorithm="")
     # With AVX2, oneDNN is faster at a convolution over an image of n_rows pixels with C channels.
     W = ops._reorder_convolution_weight(
