@@ -13,7 +13,7 @@
 # saved "dense", beside its scales. What is left is the original: 4 bits, or 2, cost nothing, in
 # whatever is measured with it, and the file is as large as before. One line of the log tells that
 # tensors were "restored". From an original in bfloat16 everything is right, and so is a format that
-# packs. (Seen once, not in this script: the same if the weights were tuned, with iters=2.)
+# packs.
 #
 # Seen (small random models; error of the logits against the original's, how many values there are
 # among the 128 weights of one group, where 4 bits give at most 16 and 2 bits at most 4, and of the

@@ -25,7 +25,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --no-compile \
-    'torch==2.13.0' 'numpy' 'bitsandbytes==0.50.2'
+    'torch==2.13.0' 'numpy==2.4.6' 'bitsandbytes==0.50.2'
 
 "$work/venv/bin/python" - 2>"$work/log" <<'PY' || {
 import bitsandbytes as bnb

@@ -32,7 +32,8 @@ $pip --no-deps 'mosaicml==0.32.1' 'torchvision==0.28.0' 'torch-optimizer==0.3.0'
     'pytorch-ranger==0.1.1'
 $pip 'torch==2.13.0' 'numpy==2.2.6' 'torchmetrics==1.7.4' 'mosaicml-cli==0.7.5' 'pyyaml==6.0.4' \
     'py-cpuinfo==9.0.0' 'psutil==7.2.2' 'coolname==5.0.0' 'tabulate==0.9.0' 'backoff==2.2.1' \
-    'importlib-metadata==10.2.0' 'pillow==13.0.0' requests tqdm 2>/dev/null
+    'importlib-metadata==10.2.0' 'pillow==13.0.0' \
+    'requests==2.34.2' 'tqdm==4.70.1' 2>/dev/null
 
 cat >"$folder/alibi.py" <<'PY'
 import logging

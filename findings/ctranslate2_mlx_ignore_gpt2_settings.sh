@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# The guess: a tool that opens a folder with a GPT-2 in transformers' format computes what its
+# Guess: a tool that opens a folder with a GPT-2 in transformers' format computes what its
 # config.json says, or refuses a setting that it can't handle.
 #
-# ctranslate2 4.8.5 and mlx-lm 0.32.2 (mlx 0.32.4, CPU): both load every one of these models without
-# a word. CTranslate2 reads activation_function, but not layer_norm_epsilon (it takes 1e-5, unless
-# one writes the value into the config.json that it made) nor the two settings of attention's
-# scale; mlx-lm reads layer_norm_epsilon, but not activation_function (it takes the tanh
-# approximation of GELU) nor the scale. So a GPT-2 that was trained with one of these settings has
-# other probabilities in one of the tools or in both. A check with a model that has GPT-2's own
-# settings doesn't show it: there both are right to float32's precision.
+# ctranslate2 4.8.5 and mlx-lm 0.32.2 (mlx 0.32.4, CPU): neither says a word of a setting that it
+# ignores. (mlx-lm wants the tensors' names of OpenAI's own file, and n_ctx in the config; both are
+# changed for it here, the settings aren't.) CTranslate2 reads activation_function, but not
+# layer_norm_epsilon (it takes 1e-5, unless one writes the value into the config.json that it made)
+# nor the two settings of attention's scale; mlx-lm reads layer_norm_epsilon, but not
+# activation_function (it takes the tanh approximation of GELU) nor the scale. So a GPT-2 that was
+# trained with one of these settings has other probabilities in one of the tools or in both. A check
+# with a model that has GPT-2's own settings doesn't show it: there both are right to float32's
+# precision.
 #
 # Seen (largest error of a token's log-probability against transformers 5.24.0, 4 layers of width
 # 64, random weights):

@@ -24,7 +24,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --no-compile 'py-data-juicer==1.6.1' 'aiohttp' \
+"$folder/venv/bin/pip" install --quiet --no-compile 'py-data-juicer==1.6.1' 'aiohttp==3.14.5' \
     'datasets==5.2.0' 'numpy==2.4.6' 'pyarrow==26.0.1' 'pandas==3.1.1'
 cd "$folder"
 

@@ -12,7 +12,7 @@
 # in pieces that have nothing to do with the documents. It says nothing, since the numbers that it
 # reports, tokens of 2 bytes, are those of the index: its statistics, the new index and the new
 # metadata count all tokens. Only the size of the files is half of what it was, and no document is
-# whole. One of the two steps with False is enough. (Found by reading the source, then run.)
+# whole. One of the two steps with False is enough.
 #
 # Seen (400 documents; metadata written by the tokenizer and by the merger: ids in the merged file,
 # of which the index and the statistics tell, and documents that are whole):

@@ -27,7 +27,7 @@ python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --no-compile 'torch==2.13.0' 'numpy==2.4.6'
 "$folder/venv/bin/pip" install --quiet --no-compile 'torch==2.13.0' 'transformers==5.24.0' \
     'tokenizers==0.23.3' 'accelerate==1.15.0' 'einops==0.8.2' 'pydantic==2.14.4' \
-    'python-socketio==5.18.1' 'requests' 'tqdm' 'pillow'
+    'python-socketio==5.18.1' 'requests==2.34.2' 'tqdm==4.70.1' 'pillow==13.0.0'
 # Only what the trainers import: plots, wandb and data sets aren't needed.
 "$folder/venv/bin/pip" install --quiet --no-compile --no-deps 'nnsight==0.3.7' \
     'dictionary-learning==0.1.0'

@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# Guess: genlm-control CanonicalTokenization accepts every tokenization that GPT-2's tokenizer
-# itself makes (of code, with tabs and newlines).
+# Guess: genlm-control's CanonicalTokenization accepts every tokenization that GPT-2's tokenizer
+# itself makes, of code as of prose.
 #
 # genlm-control 0.4.1, transformers 5.24.0: not for many a word in single quotes that begins with s,
 # t, d or re. GPT-2 splits a text by a regular expression before it merges anything, and in
 # "print('test')" it splits between (' and test. The filter knows the merges alone, of which one is
 # ' + t, from words like "don't", so it holds that (' and test would have been merged otherwise, and
 # gives the pair no weight. In a product with this potential a model can't write such words by the
-# tokens that it was trained on. (Of 150 files of Python's library, 52 have such a pair within their
-# first 4,000 letters; counted once, not in this script.) For GPT-2 the package lists two pairs as
-# exceptions, but no list of a few pairs is enough. The same words in double quotes are accepted.
+# tokens that it was trained on. For GPT-2 the package lists two pairs as exceptions, but no list of
+# a few pairs is enough. The same words in double quotes are accepted.
 #
 # Seen (complete() of GPT-2's own tokens, with the exceptions for GPT-2):
 #   print('test'): -inf, tokens ['print', "('", 'test', "')"]

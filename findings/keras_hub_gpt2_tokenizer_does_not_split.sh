@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The guess: keras_hub's GPT2Tokenizer, given GPT-2's vocabulary and merges, gives GPT-2's ids for
-# plain English and code, and the same ids when called directly and when mapped over a tf.data set.
+# Guess: keras_hub's GPT2Tokenizer, given GPT-2's vocabulary and merges, gives GPT-2's ids for plain
+# English and code, and the same ids when called directly and when mapped over a tf.data set.
 #
-# keras_hub 0.32.0: called directly, it doesn't split the text before it merges. It hands the pattern
-# (Llama 3's, not GPT-2's) to the tokenizers library as a plain string, so it is looked up literally
-# and never found, and all of the text is one word. Merges then cross the borders of words: two
-# newlines between paragraphs become one token 628 where GPT-2 was trained with 198 198, ('s becomes
-# ( and 's, and ['mean'] begins with 'm. In tf.data it takes another way, by TensorFlow Text, with a
-# pattern of GPT-2's kind: quotes are right there, and other ids than in a direct call; two newlines
-# are not. Decoding hides it all. A model is trained on one set of ids and asked with another.
+# keras_hub 0.32.0: called directly, it doesn't split the text before it merges. It hands the
+# pattern (Llama 3's, not GPT-2's) to the tokenizers library as a plain string, so it is looked up
+# literally and never found, and all of the text is one word. Merges then cross the borders of
+# words: two newlines between paragraphs become one token 628 where GPT-2 was trained with 198 198,
+# ('s becomes ( and 's, and ['mean'] begins with 'm. In tf.data it takes another way, by TensorFlow
+# Text, with a pattern of GPT-2's kind: quotes are right there, and other ids than in a direct call;
+# two newlines are not. Decoding hides it all. A model is trained on one set of ids and asked with
+# another.
 #
 # Seen (differs from tiktoken):
 #   "Of two words."                      none

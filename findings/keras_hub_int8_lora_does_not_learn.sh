@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The guess: a LoRA on a GPT-2 of keras_hub that was quantized to int8 learns about as well as on the
+# Guess: a LoRA on a GPT-2 of keras_hub that was quantized to int8 learns about as well as on the
 # same model in float32. Keras' int8 layers have gradients of their own for exactly this use.
 #
 # keras 3.15.1, keras_hub 0.32.0: it learns next to nothing. GPT-2 uses the token embedding a second

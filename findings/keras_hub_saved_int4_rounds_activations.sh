@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The guess: a quantized GPT-2 of keras_hub gives the same logits after it was saved and loaded: the
+# Guess: a quantized GPT-2 of keras_hub gives the same logits after it was saved and loaded: the
 # weights are integers, and the file holds them exactly.
 #
-# keras 3.15.1, keras_hub 0.32.0: true for quantize("int8"). But after quantize("int4"), which rounds
-# the weights only, the loaded model is another one: its output layer (the token embedding used in
-# reverse) also rounds the activations it multiplies, to 8 bits. After int8 for weights only, all
-# layers of the loaded model do. Every saved number is equal; what is lost is how the layers were
-# configured: that activations are not to be rounded reads like "nothing was said" on loading, and
-# the default is to round them. So the loss that was measured before saving is not that of the model
-# which is deployed, and nothing says so.
+# keras 3.15.1, keras_hub 0.32.0: true for quantize("int8"). But after quantize("int4"), which
+# rounds the weights only, the loaded model is another one: its output layer (the token embedding
+# used in reverse) also rounds the activations it multiplies, to 8 bits. After int8 for weights
+# only, all layers of the loaded model do. Every saved number is equal; what is lost is how the
+# layers were configured: that activations are not to be rounded reads like "nothing was said" on
+# loading, and the default is to round them. So the loss that was measured before saving is not that
+# of the model which is deployed, and nothing says so.
 #
 # Seen (largest difference of a logit, and how many layers round their inputs):
 #   int8                 0.0000     before 13, after 13

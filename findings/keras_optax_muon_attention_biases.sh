@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The guess: the Muon optimizers of Keras and Optax take the matrices of a transformer's hidden
-# layers and leave biases and gains to Adam. (That embeddings and the last layer, matrices like any
-# other, may have to be named is well known.)
+# Guess: the Muon optimizers of Keras and Optax take the matrices of a transformer's hidden layers
+# and leave biases and gains to Adam. (That embeddings and the last layer, matrices like any other,
+# may have to be named is well known.)
 #
 # keras 3.15.1, optax 0.2.8, flax 0.12.8: they go by the number of dimensions, 2 or not, as their
 # documentation says. It doesn't say what that means in attention: in both frameworks' own

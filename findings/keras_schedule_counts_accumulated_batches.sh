@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The guess: Keras' gradient_accumulation_steps=k makes k batches count as one large batch. So a run
+# Guess: Keras' gradient_accumulation_steps=k makes k batches count as one large batch. So a run
 # with k batches of a quarter of the size, for k = 4, ends with the weights of the run with whole
 # batches: decay, clipping, Adam's bias correction and optimizer.iterations all go by updates, and
 # the learning rate schedule does too.

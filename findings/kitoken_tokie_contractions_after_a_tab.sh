@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The guess: fast tokenizers that load GPT-2's tokenizer.json (kitoken, tokie) give GPT-2's ids for
-# any text, at least for plain English and code, since they run the same merges.
+# Guess: fast tokenizers that load GPT-2's tokenizer.json (kitoken, tokie) give GPT-2's ids for any
+# text, at least for plain English and code, since they run the same merges.
 #
 # kitoken 0.11.1 and tokie 0.1.4: 's, 't, 'm, 'd, 'll, 've and 're are no contractions for them
-# directly after white space, where GPT-2's pattern finds them: after a newline, a tab or a
-# no-break space in kitoken, after a tab in tokie. (After an ordinary space GPT-2's pattern takes
-# space and apostrophe together, and all agree.) So lines of verse that begin with 'tis or 'twas, and
+# directly after white space, where GPT-2's pattern finds them: after a newline, a tab or a no-break
+# space in kitoken, after a tab in tokie. (After an ordinary space GPT-2's pattern takes space and
+# apostrophe together, and all agree.) So lines of verse that begin with 'tis or 'twas, and
 # tab-indented code with strings such as 'data' or 'size', become other tokens than those that the
 # model was trained on; decoding hides it, and prose with its contractions inside of words shows
 # nothing. Compare ids on such a text before training on what they encode.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Guess: lightning + StatefulDataLoader: mid-epoch checkpoint resumed, map and iterable datasets,
-# accumulation 1 and 4, shuffle: same batches and weights as uninterrupted.
+# Guess: a run with Lightning's Trainer and torchdata's StatefulDataLoader that is resumed from a
+# checkpoint by steps has the batches and the weights of the run that wasn't interrupted, for a
+# dataset with a length and for a stream.
 #
 # lightning 2.6.6, torchdata 0.11.0, torch 2.13.0: not always. Lightning saves the state of such a
 # loader in its checkpoints, and warns of every other loader in the middle of an epoch. (1) If the

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The guess: llama.cpp computes a GPT-2 whose GGUF file is all float32, with a key/value cache in
+# Guess: llama.cpp computes a GPT-2 whose GGUF file is all float32, with a key/value cache in
 # float32, as other float32 tools do: log-probabilities within about 1e-5 of the exact ones. (The
 # cache is float16 unless one asks otherwise.)
 #

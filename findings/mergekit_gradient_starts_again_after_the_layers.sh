@@ -11,8 +11,7 @@
 # gradient starts anew in each, and a slice of one layer takes the last value: with only such slices
 # all layers are the second model's and all the rest is the first's. A filter with a value of their
 # own puts these tensors right. The README says that numeric values in a list are interpolated, and
-# nothing about tensors outside the layers; the merge says nothing, either. (The source was read
-# first.)
+# nothing about tensors outside the layers; the merge says nothing, either.
 #
 # Seen (pairs of small models with three layers; how much of each tensor is the second model's):
 #   linear, weights [1, 0] and [0, 1]: embed 0.00, layers 0.00 0.50 1.00, norm 0.00, head 0.00

@@ -4,14 +4,15 @@
 #
 # minicons 0.3.39, in two ways not. (1) As it is called by default, without a token before the text,
 # GPT-2's first token has no score, but the words are counted off from the first score: each word
-# lacks its own first token and gets the first one of the next word, the last word gets 0. The
-# words still add up to the sentence. (2) With bos_token=True, as its docstring asks for with GPT-2,
-# that is right for plain words. But how many tokens a word has is found out for the words joined by
+# lacks its own first token and gets the first one of the next word, the last word gets 0. The words
+# still add up to the sentence. (2) With bos_token=True, as its docstring asks for with GPT-2, that
+# is right for plain words. But how many tokens a word has is found out for the words joined by
 # blanks, while the text is scored as it is. A word after a quotation mark, a bracket or a dash has
-# no blank in front, and then GPT-2 often needs more tokens: from there on, all words of the sentence
-# get tokens of the words before them, and the last tokens are left out. nltk's TweetTokenizer, which
-# the docstring recommends, is what parts the mark from the word. Reading times are compared with
-# such numbers. The sums of token_score over the tokens are right in all cases.
+# no blank in front, and then GPT-2 often needs more tokens: from there on, all words of the
+# sentence get tokens of the words before them, and the last tokens are left out. nltk's
+# TweetTokenizer, which the docstring recommends, is what parts the mark from the word. Reading
+# times are compared with such numbers. The sums of token_score over the tokens are right in all
+# cases.
 #
 # Seen (a 2-layer GPT-2 with random weights; word: score, sum of its tokens):
 #   (1) the default

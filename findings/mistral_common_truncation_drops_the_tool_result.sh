@@ -13,7 +13,7 @@
 # away together with the call, and the model gets the bare question once more, 8 tokens where 109
 # are allowed. In the same way the beginning of an answer (prefix=True) is lost, and prefix_ids are
 # still those of the text that isn't there. Nothing is said about it. (A remark in the source says
-# that the last message is never dropped. Found by reading the source, then run.)
+# that the last message is never dropped.)
 #
 # Seen (two old turns and a new question with the five tokenizers; then the calls of a tool, and an
 # answer that is to be continued, with version 7):

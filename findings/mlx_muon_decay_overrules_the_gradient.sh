@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Guess: mlx Muon with its default weight decay: shrinks by lr*wd, independent of the gradient's
-# scale, as Muon's and torch's.
+# Guess: a step of mlx's Muon takes lr * weight_decay of each weight off, as torch's Muon does,
+# however large the gradient is.
 #
 # mlx 0.32.4 (mlx-cpu): it adds weight_decay times the weight to the gradient, before momentum and
 # orthogonalisation. What comes out of these has the size of the learning rate, whatever goes in, so

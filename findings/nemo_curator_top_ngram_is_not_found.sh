@@ -30,8 +30,8 @@ python3 -m venv "$folder/venv"
 # without torch, transformers, datasets and others that these filters don't need
 "$folder/venv/bin/pip" install --quiet --no-compile --no-deps 'nemo-curator==1.4.0' \
     'cosmos-xenna==0.2.0'
-"$folder/venv/bin/pip" install --quiet --no-compile 'ray==2.57.0' 'jieba==0.42.1' 'loguru' \
-    'pandas==3.1.1' 'pyarrow==26.0.1' 'regex' 2>"$folder/log" || { cat "$folder/log"; exit 1; }
+"$folder/venv/bin/pip" install --quiet --no-compile 'ray==2.57.0' 'jieba==0.42.1' 'loguru==0.7.3' \
+    'pandas==3.1.1' 'pyarrow==26.0.1' 'regex==2026.11.19' 2>"$folder/log" || { cat "$folder/log"; exit 1; }
 cd "$folder"
 export PYTHONHASHSEED=0 TMPDIR="$folder"
 

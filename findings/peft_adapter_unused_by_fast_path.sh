@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The guess: a GPT of nn.TransformerEncoderLayers, whose linear1 and linear2 have LoRA adapters
-# from PEFT, computes the same in train mode and in eval mode, since it has no dropout. At worst
-# PEFT refuses a layer that it can't handle.
+# Guess: a GPT of nn.TransformerEncoderLayers, whose linear1 and linear2 have LoRA adapters from
+# PEFT, computes the same in train mode and in eval mode, since it has no dropout. At worst PEFT
+# refuses a layer that it can't handle.
 #
 # peft 0.21.2, torch 2.13.0: training lowers the loss as it should, but in eval mode the adapter
 # counts for nothing: the outputs are those from before the training. There the layer takes its

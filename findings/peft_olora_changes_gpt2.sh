@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The guess: init_lora_weights="olora" factors the weight, W = Q R, keeps part of it in the adapter
-# and takes that part away from W, so a model with a fresh adapter computes what it did before. If
-# PEFT could not do that for GPT-2's Conv1D, whose weights are transposed, it would refuse, as it
-# does elsewhere; "pissa", which does the same with another factorisation, handles both.
+# Guess: init_lora_weights="olora" factors the weight, W = Q R, keeps part of it in the adapter and
+# takes that part away from W, so a model with a fresh adapter computes what it did before. If PEFT
+# could not do that for GPT-2's Conv1D, whose weights are transposed, it would refuse, as it does
+# elsewhere; "pissa", which does the same with another factorisation, handles both.
 #
 # peft 0.21.2, transformers 5.24.0: a warning says that fan_in_fan_out is set to True for Conv1D,
 # but OLoRA doesn't look at it: the two factors lie the wrong way round. Where the matrix isn't

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The guess: LoRA on the output matrix of a model that shares it with the token embedding is what
-# PEFT's ensure_weight_tying=True is for. Without it, get_peft_model() warns of complications in
-# merging and names it; with it, both layers have one adapter, merge_and_unload() gives the model
-# that was trained, and a saved adapter loads as it was.
+# Guess: LoRA on the output matrix of a model that shares it with the token embedding is what PEFT's
+# ensure_weight_tying=True is for. Without it, get_peft_model() warns of complications in merging
+# and names it; with it, both layers have one adapter, merge_and_unload() gives the model that was
+# trained, and a saved adapter loads as it was.
 #
 # peft 0.21.2, transformers 5.24.0: both layers do have one adapter, B A, and training is fine. But
 # merging visits the two layers in turn, each adds B A to the one matrix that they share, and it

@@ -20,7 +20,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --no-compile \
-    'torch==2.13.0' 'numpy' 'pytorch_optimizer==4.1.0'
+    'torch==2.13.0' 'numpy==2.4.6' 'pytorch_optimizer==4.1.0'
 
 "$work/venv/bin/python" - 2>"$work/log" <<'PY' || {
 import torch

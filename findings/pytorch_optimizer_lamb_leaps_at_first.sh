@@ -5,16 +5,15 @@
 # ("without", it says in its docstring).
 #
 # pytorch_optimizer 4.1.0, optax 0.2.8: its first step is ten times as large, the second 5.3 times,
-# the tenth still 1.5 times. The trust ratio makes an update as long as the weights are, so that
-# a bias correction before it hardly counts: a factor cancels out. Here it comes after it: the step
+# the tenth still 1.5 times. The trust ratio makes an update as long as the weights are, so that a
+# bias correction before it hardly counts: a factor cancels out. Here it comes after it: the step
 # size is divided by 1 - beta1^t, as in Adam, which has no trust ratio. So LAMB begins with the
 # leaps that it is there to prevent. Second, the norm of the weights is taken to be at most 10, of
 # which no argument tells (an attribute, clamp, as in an early PyTorch version of LAMB). GPT-2's
 # matrices have norms of 15 to 120 when they are new, and more later. For all of these a step has
 # the length 10 times the learning rate, whatever the layer: the part of LAMB that adapts to layers
 # is gone, and after the first steps large matrices move by less than the learning rate says. With
-# the undocumented keyword adam_debias=True, and clamp set to infinity, it's LAMB. (timm 1.0.31 gave
-# optax's steps, too; tried once, not in this script.)
+# the undocumented keyword adam_debias=True, and clamp set to infinity, it's LAMB.
 #
 # Seen (the change of a matrix, divided by its norm and the learning rate, in steps 1, 2, 10, 60):
 #   64 x 64, norm 1.3:

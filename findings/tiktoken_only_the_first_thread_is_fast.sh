@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The guess: all threads encode alike. tiktoken keeps 128 copies of its regular expression and gives
+# Guess: all threads encode alike. tiktoken keeps 128 copies of its regular expression and gives
 # each thread one of them, so that threads do not share the scratch memory of a search.
 #
 # tiktoken 0.14.0: with GPT-2's pattern, the thread that encodes first with an Encoding is faster

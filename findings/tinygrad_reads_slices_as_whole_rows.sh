@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The guess: tinygrad's torch_load() gives the tensors that torch.load() gives, or refuses a layout
-# it doesn't know. (torch.save() keeps views as views: the strides are in the file.)
+# Guess: tinygrad's torch_load() gives the tensors that torch.load() gives, or refuses a layout it
+# doesn't know. (torch.save() keeps views as views: the strides are in the file.)
 #
 # tinygrad 0.14.0: strides are only used to tell whether dimensions are swapped. If they are in the
-# usual order, it takes the elements from the first one on as if nothing lay between them. So a slice
-# of rows and a transposed matrix are right, but a slice of columns, as the query, key and value
-# parts of GPT-2's attn.c_attn.weight, is filled with the first rows of the whole matrix, queries,
-# keys and values mixed: of the right shape and scale, without a warning. Every second row is as
-# wrong. The other way, an expanded tensor is refused. Before torch.save(), call contiguous().
+# usual order, it takes the elements from the first one on as if nothing lay between them. So a
+# slice of rows and a transposed matrix are right, but a slice of columns, as the query, key and
+# value parts of GPT-2's attn.c_attn.weight, is filled with the first rows of the whole matrix,
+# queries, keys and values mixed: of the right shape and scale, without a warning. Every second row
+# is as wrong. The other way, an expanded tensor is refused. Before torch.save(), call contiguous().
 #
 # Seen (elements that are as saved):
 #   whole: 9216 of 9216

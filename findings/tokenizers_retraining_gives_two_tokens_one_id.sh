@@ -12,7 +12,7 @@
 #
 #   id of <|endoftext|> before: 279
 #   id of <|endoftext|> after: 279
-#   learned token with that id: 'Ġcat'
+#   learned token with that id: '\u0120cat'
 #   encoded: [258, 279, 290, 259, 291, 284, 278, 259, 287, 288, 259, ...]
 #   decoded: 'the and the dog sat by the wall while the rain fell on all hills'
 set -euo pipefail
@@ -57,7 +57,7 @@ print("id of <|endoftext|> after:", after)
 
 vocab = tokenizer.get_vocab()
 shared = [t for t, i in vocab.items() if i == after and t != END]
-print("learned token with that id:", repr(shared[0]))
+print("learned token with that id:", ascii(shared[0]))
 
 ids = tokenizer.encode(TEXT).ids
 decoded = tokenizer.decode(ids)

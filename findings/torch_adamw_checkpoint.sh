@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The guess: a checkpoint brings an optimizer its state and settings such as lr; whether weight
-# decay is decoupled is up to the class, so an Adam that loads an AdamW checkpoint is an Adam.
+# Guess: a checkpoint brings an optimizer its state and settings such as lr; whether weight decay is
+# decoupled is up to the class, so an Adam that loads an AdamW checkpoint is an Adam.
 #
 # torch 2.13.0: AdamW is a subclass of Adam with decoupled_weight_decay=True in its parameter
 # groups, and load_state_dict() replaces the groups' settings. So Adam with an AdamW checkpoint

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The guess: a compiled function is compiled again for a second batch size, wrapped or not. So a
+# Guess: a compiled function is compiled again for a second batch size, wrapped or not. So a
 # compiled model in DistributedDataParallel, trained with batches of 8, can be evaluated on 3.
 #
 # torch 2.13.0, CPU, one process: plain and in FSDP it can, in DistributedDataParallel it depends
@@ -15,7 +15,8 @@
 #   width  16, DDP: fine
 #   width 192, plain: fine
 #   width 192, FSDP: fine
-#   width 192, DDP: InductorError: AssertionError: For 64*s24, expected [s24] to have been codegen-ed.
+#   width 192, DDP: InductorError: AssertionError: For 64*s24, expected [s24] to have been
+#     codegen-ed.
 
 set -euo pipefail
 

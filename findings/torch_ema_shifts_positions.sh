@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The guess: a moving average leaves alone what never changes. So AveragedModel with
-# use_buffers=True can average a GPT-2 that keeps its position numbers 0 to 1023 in a buffer: the
-# copy has the same numbers, however long the training.
+# Guess: a moving average leaves alone what never changes. So AveragedModel with use_buffers=True
+# can average a GPT-2 that keeps its position numbers 0 to 1023 in a buffer: the copy has the same
+# numbers, however long the training.
 #
 # torch 2.13.0: buffers of integers are averaged like weights, decay * a + (1 - decay) * b in
 # float32, and the result is cut to an integer. For some numbers rounding leaves the sum just below

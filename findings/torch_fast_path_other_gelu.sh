@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The guess: in eval mode and without dropout, GPT-2's blocks made of nn.TransformerEncoderLayer
-# with norm_first=True and activation=nn.GELU(approximate="tanh") compute the same with gradients
-# and without, apart from rounding. The layer's fast path for inference is, by its documentation,
-# for ReLU and GELU given by name or as the function; other activations take the ordinary way.
+# Guess: in eval mode and without dropout, GPT-2's blocks made of nn.TransformerEncoderLayer with
+# norm_first=True and activation=nn.GELU(approximate="tanh") compute the same with gradients and
+# without, apart from rounding. The layer's fast path for inference is, by its documentation, for
+# ReLU and GELU given by name or as the function; other activations take the ordinary way.
 #
 # torch 2.13.0: any nn.GELU takes the fast path, which always computes the exact GELU. So a model
 # that was trained with GPT-2's tanh approximation is evaluated with another activation under

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Guess: stack_module_state + functional_call of tied GPT-2s: same results as each model.
+# Guess: an ensemble of tied GPT-2s, by stack_module_state() and functional_call(), gives the logits
+# that each model gives alone.
 #
 # torch 2.13.0: not if the model that functional_call() gets is on "meta", as in PyTorch's
 # tutorial on ensembles and its notes on moving from functorch

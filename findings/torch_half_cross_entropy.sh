@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The guess: cross_entropy() averages the losses of a half-precision batch in float32 and rounds
-# the mean at the end, as Tensor.mean() does. The number of rows doesn't matter.
+# Guess: cross_entropy() averages the losses of a half-precision batch in float32 and rounds the
+# mean at the end, as Tensor.mean() does. The number of rows doesn't matter.
 #
 # torch 2.13.0, CPU: the rows' losses are added up in the logits' own dtype. In float16, the sum
 # exceeds 65504 and the loss is infinite, with rows that all have the same, ordinary loss: here

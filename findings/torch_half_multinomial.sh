@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The guess: torch.multinomial() never draws what has probability 0. So after a top-k filter has
-# set all other tokens' probabilities to 0, only the k can come out, whatever the dtype.
+# Guess: torch.multinomial() never draws what has probability 0. So after a top-k filter has set all
+# other tokens' probabilities to 0, only the k can come out, whatever the dtype.
 #
 # torch 2.13.0, CPU, float16: about 1 in 1000 draws from a vocabulary of 50257 is of a token that
 # has probability 0. A single draw per row divides the probabilities by exponential noise and

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The guess: torch.nn.LinearCrossEntropyOptions() picks the size of the pieces by what was measured
-# on x86 processors, so torch.nn.functional.linear_cross_entropy() with it takes about as long there
-# as linear() and cross_entropy(), or a little longer, for much less memory.
+# Guess: torch.nn.LinearCrossEntropyOptions() picks the size of the pieces by what was measured on
+# x86 processors, so torch.nn.functional.linear_cross_entropy() with it takes about as long there as
+# linear() and cross_entropy(), or a little longer, for much less memory.
 #
-# torch 2.13.0: for GPT-2's output layer (768 x 50,257, float32) it picks pieces of 8 positions. Each
-# piece adds to the whole gradient of the matrix, 154 MB, so that forward and backward take several
-# times as long as by hand. Pieces of 512 positions, said explicitly, are as fast as by hand, and
-# faster where there are many of them.
+# torch 2.13.0: for GPT-2's output layer (768 x 50,257, float32) it picks pieces of 8 positions.
+# Each piece adds to the whole gradient of the matrix, 154 MB, so that forward and backward take
+# several times as long as by hand. Pieces of 512 positions, said explicitly, are as fast as by
+# hand, and faster where there are many of them.
 #
 # Seen (1,024 positions, two AVX2 cores, seconds for forward and backward):
 #   by hand: 3.7

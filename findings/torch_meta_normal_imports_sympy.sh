@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The guess: on the meta device, a model has shapes but neither numbers nor memory, so that building
-# it there is as good as free, and the way to load weights without drawing random ones first.
+# Guess: on the meta device, a model has shapes but neither numbers nor memory, so that building it
+# there is as good as free, and the way to load weights without drawing random ones first.
 #
 # torch 2.13.0: it is, for linear layers, layer norms, dropout: initializing them there imports at
-# most one module. The first normal_ of a process, which is how nn.Embedding is initialized, finds no
-# kernel for "meta" and loads PyTorch's decompositions, and with them sympy, mpmath and the symbolic
-# shapes of torch.fx: more than 800 modules, nearly as many as `import torch` itself has loaded. That
-# takes longer than to draw the 10 million numbers of a small GPT for real. uniform_, zero_ and
-# fill_ have kernels. Whoever loads a GPT this way pays for it once in each process, unless
-# nn.init.normal_ is left out while the model is built.
+# most one module. The first normal_ of a process, which is how nn.Embedding is initialized, finds
+# no kernel for "meta" and loads PyTorch's decompositions, and with them sympy, mpmath and the
+# symbolic shapes of torch.fx: more than 800 modules, nearly as many as `import torch` itself has
+# loaded. That takes longer than to draw the 10 million numbers of a small GPT for real. uniform_,
+# zero_ and fill_ have kernels. Whoever loads a GPT this way pays for it once in each process,
+# unless nn.init.normal_ is left out while the model is built.
 #
 # Seen (modules imported, MB of memory gained; seconds depend on the machine):
 #   import torch: 1115 modules

@@ -3,14 +3,14 @@
 # inputs x outputs, as for the same model made of nn.Linear, which keeps outputs x inputs: a
 # transposed matrix has the transposed update.
 #
-# torch 2.13.0, transformers 5.24.0: the direction is transposed, as it should be; the length differs. By
-# default (adjust_lr_fn "original") torch.optim.Muon multiplies the learning rate by the square
-# root of rows / columns where there are more rows, which is meant to be outputs / inputs. In
-# GPT-2's Conv1D rows are inputs. So c_fc, which widens, moves half as far as it would as a
-# Linear, and mlp.c_proj, which narrows, twice as far; c_attn moves less by a factor of 1.7. So
-# mlp.c_proj moves 4 times as far, relative to c_fc, as Muon's recipe has it, and a learning rate
-# that was tuned on a GPT of nn.Linear (nanoGPT, say) doesn't carry over. No warning.
-# "match_rms_adamw" goes by the larger side and is the same both ways.
+# torch 2.13.0, transformers 5.24.0: the direction is transposed, as it should be; the length
+# differs. By default (adjust_lr_fn "original") torch.optim.Muon multiplies the learning rate by the
+# square root of rows / columns where there are more rows, which is meant to be outputs / inputs. In
+# GPT-2's Conv1D rows are inputs. So c_fc, which widens, moves half as far as it would as a Linear,
+# and mlp.c_proj, which narrows, twice as far; c_attn moves less by a factor of 1.7. So mlp.c_proj
+# moves 4 times as far, relative to c_fc, as Muon's recipe has it, and a learning rate that was
+# tuned on a GPT of nn.Linear (nanoGPT, say) doesn't carry over. No warning. "match_rms_adamw" goes
+# by the larger side and is the same both ways.
 #
 # Seen (relative length of the first update, as Conv1D divided by as Linear; and how well the two
 # point in the same direction, as a cosine):

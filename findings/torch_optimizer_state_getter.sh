@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The guess: get_optimizer_state_dict() only reads. Saving a checkpoint before the first step
-# changes nothing in the training that follows.
+# Guess: get_optimizer_state_dict() only reads. Saving a checkpoint before the first step changes
+# nothing in the training that follows.
 #
 # torch 2.13.0: if the optimizer has no state yet, the getter makes some by calling step() with zero
 # gradients and lr = 0. The parameters stay, but Adam's step counter is left at 1, so the first

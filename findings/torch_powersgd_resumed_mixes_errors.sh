@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Guess: PowerSGD hook state pickled and restored: the resumed run equals the uninterrupted.
+# Guess: a run with PowerSGD whose weights and hook state were saved and loaded goes on as the run
+# that wasn't interrupted.
 #
 # torch 2.13.0: it doesn't, if it is done as in the documentation's example (torch.save() of the
 # weights and the PowerSGDState; a new DistributedDataParallel with the loaded state). In the first

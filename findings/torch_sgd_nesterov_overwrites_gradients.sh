@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The guess: an optimizer's step() reads the gradients and leaves them as they are, so that a
-# gradient norm is the same whether it is taken before the step or after it; and foreach=True,
-# which is by its documentation what CUDA gets by default, is the same computation in fewer calls.
+# Guess: an optimizer's step() reads the gradients and leaves them as they are, so that a gradient
+# norm is the same whether it is taken before the step or after it; and foreach=True, which is by
+# its documentation what CUDA gets by default, is the same computation in fewer calls.
 #
 # torch 2.13.0: SGD with nesterov=True and foreach=True adds the momentum to .grad itself. After
 # the step .grad holds the direction of the update, about twice the gradient and more if gradients

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The guess: lr=torch.tensor(0.001), which PyTorch recommends with a compiled optimizer, means the
-# same as lr=0.001. Each parameter group has its own learning rate, and a scheduler sets each.
+# Guess: lr=torch.tensor(0.001), which PyTorch recommends with a compiled optimizer, means the same
+# as lr=0.001. Each parameter group has its own learning rate, and a scheduler sets each.
 #
 # torch 2.13.0: all groups that don't name an lr of their own hold one and the same tensor, and
 # schedulers write into it in place. What is written for one group is written for all. So with

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Guess: parallelize_module (RowwiseParallel on wte, ColwiseParallel on lm_head) of a tied GPT-2
-# keeps the tie: gradients equal single process.
+# Guess: parallelize_module() on a tied GPT-2 (RowwiseParallel for wte, ColwiseParallel for lm_head)
+# keeps the tie, and the gradients are those of one process.
 #
 # torch 2.13.0: the tie is lost. Each style replaces the parameters of the module that it is for by
 # new ones, and nobody notes that the one of lm_head is that of wte: there are two sharded matrices

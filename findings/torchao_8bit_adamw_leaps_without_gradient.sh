@@ -4,12 +4,12 @@
 #
 # torchao 0.18.0, torch 2.13.0: both moments are rounded to 8 bits, relative to the largest of 256
 # neighbours, with more digits for small ones. But the second moment is a square. An element whose
-# gradient was a thousandth of the largest keeps its first moment, while its second one, a millionth,
-# becomes 0. As long as there are new gradients, little is seen. If the next one is 0, as it is for
-# the row of an embedding whose token isn't in the batch, the step is lr * moment / (0 + eps), with
-# an eps of 1e-8: a few weights leap by hundreds of learning rates. AdamW4bit has no code for 0 in
-# its second moment, and doesn't leap. (The paper on 8-bit Adam keeps embeddings in 32 bits; torchao's
-# classes quantize the state of every parameter of 4096 or more elements.)
+# gradient was a thousandth of the largest keeps its first moment, while its second one, a
+# millionth, becomes 0. As long as there are new gradients, little is seen. If the next one is 0, as
+# it is for the row of an embedding whose token isn't in the batch, the step is lr * moment / (0 +
+# eps), with an eps of 1e-8: a few weights leap by hundreds of learning rates. AdamW4bit has no code
+# for 0 in its second moment, and doesn't leap. (The paper on 8-bit Adam keeps embeddings in 32
+# bits; torchao's classes quantize the state of every parameter of 4096 or more elements.)
 #
 # Seen (farthest weight, number of weights that moved over 10 and over 40 learning rates):
 #   one step with gradients of about 0.01, one without; 30720 weights, lr 0.001
@@ -36,8 +36,8 @@ import torch
 import torchao.optim
 from torch.nn import functional
 
-# The optimizers compile their step. This backend needs no C++ compiler; with one, Inductor gives the
-# same leaps.
+# The optimizers compile their step. This backend needs no C++ compiler; with one, Inductor gives
+# the same leaps.
 compile = torch.compile
 torch.compile = lambda function, **settings: compile(function, backend="aot_eager", **settings)
 

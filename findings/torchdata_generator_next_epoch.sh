@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The guess: a StatefulDataLoader with shuffle=True that loads the state of another one goes on
-# as the other would have, for the rest of the epoch and in all epochs after it. Giving it a
-# generator of one's own, as torch's notes on reproducibility recommend, changes nothing there: the
-# state holds the generator's.
+# Guess: a StatefulDataLoader with shuffle=True that loads the state of another one goes on as the
+# other would have, for the rest of the epoch and in all epochs after it. Giving it a generator of
+# one's own, as torch's notes on reproducibility recommend, changes nothing there: the state holds
+# the generator's.
 #
 # torchdata 0.11.0, torch 2.13.0, num_workers=0: the rest of the epoch is right, so a check after
 # resuming finds nothing, but every later epoch is in another order than in the run that was not

@@ -6,15 +6,14 @@
 # watermark of transformers (WatermarkingConfig), whose green tokens are found in all cases.
 #
 # transformers 5.24.0, torch 2.13.0: with a draft model nothing is left of it, and the more beams
-# there are, the less. The processor doesn't look at the tokens that it's given, as others
-# do, but keeps the last four itself, row by row: at each call it adds the newest token of each row.
-# With a draft it's called for several places at once, and for tokens that are rejected later; they
-# stay in its memory, which is never set back. With beams a row goes on from another row's text,
-# but the memory's rows aren't put into the same order. So the g-values that raise or lower a
-# token's probability are those of a context that isn't in the text; a detector finds other ones,
-# as of any text. Nothing warns of it. The same computation with the last four tokens of each row
-# taken from the text, passed as a logits_processor, is found in all cases. (Written down before it
-# was run, but after reading the source.)
+# there are, the less. The processor doesn't look at the tokens that it's given, as others do, but
+# keeps the last four itself, row by row: at each call it adds the newest token of each row. With a
+# draft it's called for several places at once, and for tokens that are rejected later; they stay in
+# its memory, which is never set back. With beams a row goes on from another row's text, but the
+# memory's rows aren't put into the same order. So the g-values that raise or lower a token's
+# probability are those of a context that isn't in the text; a detector finds other ones, as of any
+# text. Nothing warns of it. The same computation with the last four tokens of each row taken from
+# the text, passed as a logits_processor, is found in all cases.
 #
 # Seen (a small GPT-2 with random weights; mean of g-values, 0.5 without watermark: with SynthID,
 # with the same computed from the text; and the green tokens' share, 0.25 without watermark):

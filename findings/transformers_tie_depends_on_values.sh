@@ -5,10 +5,10 @@
 #
 # Versions: torch 2.13.0, transformers 5.24.0, safetensors 0.8.0.
 #
-# Seen: the values decide. Equal matrices are tied, but one element that is
-# off by the least step of float32 gives a model with two, which has more
-# parameters and would be trained as two, while its config still says that
-# they are tied. That lasts until the vocabulary is resized: then they are
+# Seen: the values decide. Equal matrices are tied, but one element that is off by the least step of
+# float32 gives a model with two, which has more parameters and would be trained as two, while its
+# config still says that they are tied. (A line of the log says that both are in the checkpoint with
+# different values and won't be tied.) That lasts until the vocabulary is resized: then they are
 # tied after all and the head that was loaded is thrown away.
 #
 #   equal matrices: tied True, 424192 parameters

@@ -13,7 +13,7 @@
 # learning rate go to the chosen ones; and rewards/margins, by which the documentation would have
 # one see whether the training works, is never logged. The documentation tells of the sequential
 # order and its reason, and that the dataset is taken apart, but nothing of blocks or shuffling.
-# unpair_preference_dataset(...).shuffle(...) before is right. (Found by reading the source.)
+# unpair_preference_dataset(...).shuffle(...) before is right.
 #
 # Seen (a 2-layer GPT-2, learning to count up and not down, batches of 10, one epoch; batches with
 # only chosen (+), only rejected (-) and both answers (*), the part of the learning rates that

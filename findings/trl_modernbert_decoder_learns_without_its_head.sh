@@ -13,8 +13,7 @@
 # is_decoder=True, and for the cap of RecurrentGemma, as its name is logits_soft_cap. DPO, KTO, GRPO
 # and RLOO call the same function (by the source). Nothing is said about it. With a
 # compute_loss_func of one's own, which gets the model's true outputs, the training is right, though
-# the entropy and accuracy logged beside it are those without the layers. (Found by reading the
-# source, then run.)
+# the entropy and accuracy logged beside it are those without the layers.
 #
 # Seen (small models that learn to count; loss by evaluate() and by the model; numbers that the
 # model predicts right; largest change of a weight in the dense layer and the norm):
