@@ -65,15 +65,14 @@ class CausalSelfAttention(nn.Module):
         # What a position looks for (query), contains (key) and passes on (value), in every head:
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # from (B, T, 3C)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, n_head, T, head_dim) each
-        is_causal = True
-        mask = None
-        if cache is not None:  # generating (class Cache, below): also attend to earlier tokens
-            k, v, is_causal, mask = cache.update(self.layer, k, v)
         # attention() calls F.scaled_dot_product_attention. Without a cache it is the same as
         #     later = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
         #     scores = ((q @ k.mT) / math.sqrt(q.size(-1))).masked_fill(later, -math.inf)
         #     y = F.softmax(scores, dim=-1) @ v
-        y = attention(q, k, v, is_causal, mask)  # (B, n_head, T, head_dim)
+        if cache is None:
+            y = attention(q, k, v)  # (B, n_head, T, head_dim)
+        else:  # generating (class Cache, below): also attend to earlier tokens
+            y = attention(q, *cache.update(self.layer, k, v))
         y = y.transpose(1, 2).reshape(B, T, C)  # concatenate the heads
         return self.dropout(self.c_proj(y))
 
@@ -132,7 +131,7 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, idx, targets=None, return_logits=True, cache=None):
-        """Predict the token after each position of idx (B, T). Loss in nats, without targets of -1.
+        """Predict the token after each position of idx (B, T). Loss in nats; ignores targets of -1.
 
         targets   return_logits   returns
         None                      (logits (B, 1, vocab_size) of the last position, None)
@@ -158,19 +157,19 @@ class GPT(nn.Module):
     @torch.inference_mode()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,
                generator=None, compile=False):
-        """Yield what follows idx (B, T), token by token: (ids (B, 1), logits (B, n_ids)),
-        n_ids being the tokenizer's size. Ends after max_new_tokens or once every row has produced
-        eos_token. Each row has its own random numbers: adding rows doesn't change its text, but
-        for rounding and in int8. It may outgrow block_size. With compile, CUDA replays graphs."""
+        """Yield the ids (B, 1) and logits (B, n_ids) of each new token after idx (B, T); n_ids is
+        the tokenizer's size. Stops after max_new_tokens, or when each row has produced eos_token.
+        A text may grow beyond block_size. Each row has its own random numbers: except for rounding
+        and int8, it doesn't depend on the other rows. compile: CUDA replays steps as graphs."""
         if temperature < 0 or (top_k or 0) < 0 or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"{temperature=}, {top_k=}, {top_p=}: expected >= 0, >= 0, in (0, 1]")
         cache = new_cache(self, len(idx), max_new_tokens, compile)  # a Cache, or a faster variant
-        u = uniform_rows(len(idx), generator or torch.default_generator, idx.device)
+        uniforms = uniform_rows(len(idx), generator or torch.default_generator, idx.device)
         done = torch.zeros_like(idx[:, :1], dtype=torch.bool)
         for _ in range(max_new_tokens):
             # Run the model on the tokens it has not read yet, and draw the one that follows.
             logits = cache.next_logits(idx)
-            new = choose_token(logits, next(u), temperature, top_k, top_p)
+            new = choose_token(logits, next(uniforms), temperature, top_k, top_p)
             # A row that has ended repeats eos_token.
             if eos_token is not None:
                 new = new.masked_fill(done, eos_token)
@@ -244,7 +243,7 @@ class Cache:
         self.is_causal = self.length == 0  # nothing before these tokens: the usual causal mask
         self.length += T
         self.window = self.length  # they attend to the positions below it
-        self.mask = None  # a single new token may look at everything
+        self.mask = None  # is_causal says it all, or a single token may look at everything
         if T > 1 and not self.is_causal:  # query i sees key j if position i >= j
             self.mask = self.position[:, None] >= torch.arange(self.window, device=self.past.device)
         return self.position
@@ -435,7 +434,7 @@ def packed_linear(weight, bias, n_rows):
         weight[:, :, None, None], input_size=[1, weight.size(1), n_rows, 1])
 
     def convolution(x):  # (B, T, C)
-        if x.size(1) > 1:  # a prompt; packing the weights anew for its shape would take seconds
+        if x.size(1) > 1:  # a prompt; packing the weights again for its shape would take seconds
             return ops._linear_pointwise(x, weight, bias, "none", [], "")
         image = x.permute(2, 0, 1)[None]  # (1, C, n_rows, 1)
         y = ops._convolution_pointwise(image, W, bias, [0, 0], [1, 1], [1, 1], 1, "none", [], "")
@@ -466,7 +465,7 @@ def for_inference(model, device, dtype):
 
 class CUDAGraphCache(Cache):
     """A cache that replays each one-token step as a CUDA graph, in which shapes are fixed: there is
-    one graph per window of 128, 256, ... positions, and positions not filled yet are masked."""
+    one graph per window of 256, 512, ... positions, and positions not filled yet are masked."""
 
     def __init__(self, model, batch_size):
         super().__init__(model, batch_size)
@@ -480,13 +479,14 @@ class CUDAGraphCache(Cache):
             return super().extend(T)
         self.position = self.static_position
         self.is_causal = False
-        self.mask = self.position[:, None] >= torch.arange(self.window, device=self.past.device)
+        visible = torch.arange(self.window, device=self.past.device) <= self.position
+        self.mask = visible.to(self.past.dtype).log()[None]  # 0 or -inf, made once for all layers
         return self.position
 
     def read(self, ids):
         if ids.size(1) > 1 or self.length == 0:
             return super().read(ids)
-        self.window = min(self.model.config.block_size, (self.length // 128 + 1) * 128)
+        self.window = min(self.model.config.block_size, (self.length // 256 + 1) * 256)
         self.static_ids.copy_(ids)
         self.static_position.fill_(self.length)
         if self.window in self.graphs:
@@ -718,7 +718,7 @@ def read_tensorflow(path):
     """Return {name: tensor} of the model in a TensorFlow checkpoint (V2). path is its index."""
     index = path.read_bytes()  # a sorted table (LevelDB's): name -> where it is, a protocol buffer
 
-    def read_number(stream):  # seven bits a byte, the lowest first; the eighth says more follow
+    def read_number(stream):  # seven bits per byte, the lowest first; the eighth says more follow
         byte, = stream.read(1)
         return byte if byte < 128 else byte - 128 + (read_number(stream) << 7)
 

@@ -57,7 +57,7 @@ def train_bpe(word_counts, vocab_size):
     chr(id), so that a merge is str.replace: once "th" is 256, "the" is chr(256) + "e"."""
     tokens = [chr(byte) for byte in range(256)]  # id -> its bytes, as latin-1: JSON has no bytes
     ids = {token: i for i, token in enumerate(tokens)}
-    merged = {word: word.encode("utf-8").decode("latin-1") for word in word_counts}  # one per byte
+    merged = {word: word.encode("utf-8").decode("latin-1") for word in word_counts}  # byte -> chr
     pair_counts = collections.Counter()
     words_with = collections.defaultdict(set)  # pair -> words that contain it or did
 
@@ -77,7 +77,7 @@ def train_bpe(word_counts, vocab_size):
         if token not in ids:  # "abc" may exist as ab+c: then a+bc is merged into that token
             ids[token] = len(tokens)
             tokens.append(token)
-        for word in words_with[left, right]:  # recount them, merged (this adds no word to it)
+        for word in words_with[left, right]:  # recount their pairs (this set stays as it is)
             count_pairs(word, -1)
             merged[word] = merged[word].replace(left + right, chr(ids[token]))
             count_pairs(word, +1)
@@ -85,14 +85,14 @@ def train_bpe(word_counts, vocab_size):
 
 
 def load_tokenizer(description):
-    """Return tiktoken's encoding for a description: "name", "tokens" (None: an unused id), in some
-    "special", "eot_token". Encoding repeatedly merges the pair whose token was learned first."""
+    """Return tiktoken's encoding for a description, a dict: "name", "tokens" (None: an unused id)
+    and perhaps "special", "eot_token". Encoding repeatedly merges the pair learned first."""
     if description is None:
         raise ValueError("the model has no tokenizer: put its tokenizer.json into its folder")
     tokens = description["tokens"]
     ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
-    pattern = PATTERN.replace(r"\s+(", r"\s{1,500000}(")  # tiktoken fails at a million blanks
+    pattern = PATTERN.replace(r"\s+(", r"\s{1,500000}(")  # tiktoken fails at a million spaces
     encoding = tiktoken.Encoding(description["name"], pat_str=pattern, mergeable_ranks=ranks,
                                  special_tokens=special)
     encoding.end_id = description.get("eot_token", len(tokens))  # the token that ends a text
@@ -101,9 +101,9 @@ def load_tokenizer(description):
 
 
 def split_by_position(pieces, n_characters):
-    """Yield (split, text, False) for a single document (False: no <|endoftext|> follows)."""
+    """Split one document's pieces (text, is_last). Yield (split, text, False): no <|endoftext|>."""
     fractions = (0, 1 - val_fraction - test_fraction, 1 - test_fraction, 1)
-    bounds = [int(n_characters * fraction) for fraction in fractions]  # between the splits
+    bounds = [int(n_characters * fraction) for fraction in fractions]  # of the splits
     for text, _ in pieces:
         for split, start, end in zip(SPLITS, bounds, bounds[1:]):
             yield split, text[start:end], False
@@ -111,14 +111,14 @@ def split_by_position(pieces, n_characters):
 
 
 def split_by_hash(pieces, n_characters=None):  # called like split_by_position
-    """Yield (split, text, is_last) for many documents, assigned by a hash of how each begins."""
+    """Yield (split, text, is_last) for many documents, each assigned by a hash of its beginning."""
     ends = {"test": test_fraction, "val": test_fraction + val_fraction, "train": 1}  # in [0, 1]
     is_new = True
     for text, is_last in pieces:
         if is_new:
             digest = hashlib.sha256(text[:65536].encode("utf-8")).digest()
             u = int.from_bytes(digest[:6]) / 2**48  # uniform in [0, 1)
-            split = next(split for split, end in ends.items() if u < end)
+            split = next(name for name, end in ends.items() if u < end)
         yield split, text, is_last
         is_new = is_last
 
@@ -140,12 +140,13 @@ def write_splits(pieces, encoding):
 
 def main(arguments):
     configure(arguments)  # input and the other settings above now have their final values
-    lock = lock_folder(out_dir) if ",-" in f",{input}" else None  # it will hold standard input
+    reads_stdin = any(name.startswith("-") for name in input.split(","))
+    lock = lock_folder(out_dir) if reads_stdin else None  # find_files saves its text in out_dir
     paths = list(find_files(input))
     # First pass: count. A document comes in pieces; is_last is true for the one that ends it.
     n_documents, n_characters = count(document_pieces(paths))
     split = split_by_position if n_documents == 1 else split_by_hash
-    lock = lock or lock_folder(out_dir)  # held until main returns
+    lock = lock or lock_folder(out_dir)  # (not before: an unusable text leaves no folder)
     finish_publishing(out_dir)  # in case an earlier run was interrupted
 
     # Second pass, for a BPE: learn the tokenizer from the training split alone.
@@ -479,7 +480,7 @@ def publish(description, encoding, splits, digest):
     cache = os.getenv("TIKTOKEN_CACHE_DIR", os.getenv("TMPDIR", "/tmp") + "/data-gym-cache")
     if splits["val"]["tokens"] and os.path.exists(f"{cache}/{GPT2_CACHE}"):  # (no download)
         text = encoding.decode(np.fromfile(f"{out_dir}/val.bin", encoding.dtype, 1 << 18).tolist())
-        with suppress(OSError, ValueError):  # the cached file is damaged; a million blanks
+        with suppress(OSError, ValueError):  # the cached file is damaged; a million spaces
             gpt2_ids = tiktoken.get_encoding("gpt2").encode(text, allowed_special="all")
             ratio = len(text.replace(END_OF_TEXT, "").encode("utf-8")) / max(1, len(gpt2_ids))
             print(f"GPT-2's tokenizer, for comparison: {ratio:.2f} bytes/token (beginning of val)")

@@ -19,11 +19,11 @@ from prepare import document_pieces, load_tokenizer
 # model
 out_dir = "out"  # folder of the run to sample from
 snapshot = "auto"  # 'best', 'final', 'latest' or a path; 'auto': the first of these that exists
-init_from = "auto"  # 'auto', 'resume': a snapshot of out_dir; or 'gpt2', another name, a folder
+init_from = "auto"  # 'auto', 'resume': a snapshot of out_dir; or 'gpt2', a folder, a .pt file
 export = ""  # write the model into this new folder in Hugging Face's format, and stop
 # text
 start = "\n"  # the prompt; FILE:path reads a file, - standard input, '' begins a new document
-num_samples = 1  # continuations, generated side by side (with probs 1, with beams one each)
+num_samples = 1  # continuations, generated as one batch (ignored with beams or probs)
 max_new_tokens = 200  # length of each
 temperature = 0.8  # below 1 sharpens the distribution, above 1 flattens it; 0: the most likely
 top_k = 200  # sample only from the k most likely tokens; 0: all
@@ -38,7 +38,7 @@ score = ""  # measure the model on this text file
 stride = 32  # tokens by which --score's window of block_size advances
 # system
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto': the fastest available
-dtype = "auto"  # 'float32', 'bfloat16', 'float16'; on a CPU also 'int8', the fastest
+dtype = "auto"  # 'float32', 'bfloat16', 'float16'; on a CPU also 'int8': fast, less exact
 compile = False  # on CUDA: replay each step as a CUDA graph (this is not torch.compile)
 
 

@@ -33,7 +33,7 @@ from model import GPT, SIZES, GPTConfig, get_device, get_snapshot, measure, read
 
 # data and output
 data_dir = "data"  # folder with train.bin and val.bin
-out_dir = "out"  # folder for snapshots/, best.pt, final_model.pt, log.csv and loss.svg
+out_dir = "out"  # for snapshots/, best.pt, final_model.pt, test.json, log.csv and loss.svg
 init_from = "auto"  # 'auto' resumes if it can; 'scratch', 'resume'; or 'gpt2', a folder, a snapshot
 overwrite = False  # with init_from='scratch' or a model's name: delete the run in out_dir
 snapshot_interval = 100  # iterations between snapshots
@@ -114,7 +114,8 @@ def get_batch(tokens, first):
     positions = []
     for number in range(first, first + batch_size):
         epoch, k = divmod(number, per_epoch)
-        start = hashed(seed, epoch) % len(tokens) + shuffled(k, per_epoch, seed, epoch) * block_size
+        offset = hashed(seed, epoch) % len(tokens)
+        start = offset + shuffled(k, per_epoch, seed, epoch) * block_size
         positions.append(np.arange(start, start + block_size + 1) % len(tokens))
     return torch.from_numpy(tokens[np.stack(positions)].astype(np.int64))
 
@@ -140,8 +141,8 @@ def orthogonalized(x, polynomials):  # (n, rows, cols) -> (n, rows, cols)
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalized momentum (Jordan et al. 2024, "Muon"). A few directions, the large singular
-    values, dominate a matrix's gradient. Making all of them equal lets the weak count as much."""
+    """Orthogonalized momentum (Jordan et al. 2024, "Muon"). A few directions, those with large
+    singular values, dominate a matrix's gradient. Equal singular values let all count as much."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -161,7 +162,7 @@ class Muon(torch.optim.Optimizer):
                 # 2. Orthogonalize. (c_attn is three matrices: for Q, K and V.)
                 height = cols if rows == 3 * cols else rows
                 scale = math.sqrt(max(1, height / cols))  # makes the entries' RMS 1 / sqrt(cols)
-                matrices = torch.cat(updates).view(-1, height, cols)
+                matrices = torch.cat(updates).view(-1, height, cols)  # (n, height, cols)
                 results = orthogonalized(matrices, group["polynomials"]) * scale
                 # 3. Weight decay and update. (full_tensor and shard_like matter to FSDP only.)
                 for p, update in zip(parameters, results.reshape(len(parameters), -1, cols)):
@@ -182,7 +183,7 @@ def make_optimizers(model):
 
 
 def lr_factor(step, n_iters):
-    """Return the factor that scales the peak learning rates in iteration step of n_iters."""
+    """Return the factor of the peak learning rates in iteration step (from 0 to n_iters - 1)."""
     if step < warmup_iters:
         return (step + 1) / (warmup_iters + 1)
     if lr_schedule == "step":
@@ -212,7 +213,7 @@ class Run:
     best_measure: list = None  # what best_val_loss was measured on
     n_iters: int = 0  # iterations to do
     started: float = field(default_factory=time.monotonic)
-    n_skipped: int = 0  # iterations with inf or nan in loss or gradient (counted on the device)
+    n_not_finite: int = 0  # iterations with inf or nan in loss or gradient (on the device)
     resumed_from: Path = None
     log: list = field(default_factory=list)  # the rows of log.csv
     signals: list = field(default_factory=list)  # Ctrl-C or SIGTERM, as received by this process
@@ -226,7 +227,7 @@ def loss_of(run, inputs, targets):
     if ids.max() >= vocab_size:
         raise ValueError(f"token {ids.max()} in {data_dir}, but {vocab_size=}: prepare it again")
     if run.machine.device.type == "cuda":
-        ids = ids.pin_memory()
+        ids = ids.pin_memory()  # so that the copy below doesn't wait for the GPU
     inputs, targets = ids.to(run.machine.device, non_blocking=ids.is_pinned())
     with run.machine.autocast():
         return run.forward(inputs, targets, return_logits=False)[1]
@@ -251,12 +252,12 @@ def train_step(run):
         run.scaler.scale(loss).backward()
         total_loss += loss.detach()
     run.model.eval()  # no dropout outside of this loop
-    # Clip the gradient (grad_clip=0: only measure its norm).
+    # Unscale and clip the gradient (grad_clip=0: only measure its norm).
     for opt in run.optimizers:
         run.scaler.unscale_(opt)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), grad_clip or math.inf)
-    is_finite = torch.isfinite(total_loss + full_tensor(norm))  # if both are
-    run.n_skipped = run.n_skipped + (~is_finite).long()
+    is_finite = torch.isfinite(total_loss + full_tensor(norm))  # both of them
+    run.n_not_finite += (~is_finite).long()
     # Update the weights. With float16, an update that is not finite is skipped.
     for opt, peak in zip(run.optimizers, (learning_rate, muon_learning_rate)):  # AdamW's, Muon's
         for group in opt.param_groups:
@@ -277,8 +278,8 @@ def main(arguments):
     meta, data = load_data(data_dir)
     if eval_only:
         name = get_snapshot(out_dir) if init_from in ("auto", "resume", "scratch") else init_from
-        loss = evaluate(Run(settings, meta, data, machine), eval_split, name)
-        print(REPORT.format(f"{eval_split} with {name} ({block_size=})", **loss))
+        losses = evaluate(Run(settings, meta, data, machine), eval_split, name)
+        print(REPORT.format(f"{eval_split} with {name} ({block_size=})", **losses))
         return None
     lock = prepare.lock_folder(out_dir) if machine.rank == 0 else None  # noqa: F841 (kept open)
     run = start_run(settings, meta, data, machine)
@@ -291,7 +292,7 @@ def main(arguments):
     while not run.stop and not is_finished(run):
         # One iteration: forward, backward, update.
         loss = train_step(run)
-        show("")  # on a terminal, the lines below replace the progress shown last
+        show_progress(None)  # on a terminal, the lines below replace the progress shown last
         # Read the loss if it is needed (this waits for the GPU), check it, look for signals.
         check_iteration(run, loss)
         # Log. Every eval_interval iterations, also evaluate; best.pt keeps the best weights so far.
@@ -303,11 +304,9 @@ def main(arguments):
         # Print a sample.
         if sample_interval and run.step % sample_interval == 0:
             print_samples(run, 1)
-        # On a terminal, show how far the run is.
-        if sys.stdout and sys.stdout.isatty() and math.isfinite(run.loss):
-            show(progress(run))
+        show_progress(run)  # on a terminal: how far it is
 
-    show("")
+    show_progress(None)
     if run.stop:  # a signal
         again = "--init_from=resume" if overwrite or init_from == "scratch" else "the same command"
         print(f"stopped after iteration {run.step}: {again} resumes from here")
@@ -616,7 +615,7 @@ def check_iteration(run, loss):
     norm = 0.0  # of the weights, if they are to be saved
     if check_signals(run) or is_due(run, eval_interval, snapshot_interval):
         norm = full_tensor(torch.nn.utils.get_total_norm(run.model.parameters())).item()
-    if not math.isfinite(run.loss + norm) or (run.n_skipped and not run.scaler.is_enabled()):
+    if not math.isfinite(run.loss + norm) or (run.n_not_finite and not run.scaler.is_enabled()):
         raise ValueError(f"iteration {run.step}: inf or nan in the loss, gradient or weights: "
                          "lower learning_rate and muon_learning_rate, perhaps in a new --out_dir")
 
@@ -649,14 +648,14 @@ def test(run):
     if len(run.data["test"]) < 2 or Path(out_dir, "test.json").exists():
         return None
     best = get_snapshot(out_dir)
-    loss = evaluate(run, "test", best)
+    losses = evaluate(run, "test", best)
     if check_signals(run):
         print("stopped before the end of the test: resume the run to repeat it")
         return 128 + run.stop
     if run.machine.rank == 0:
         with prepare.atomic_write(Path(out_dir, "test.json"), "w") as file:
-            json.dump(dict(snapshot=best.name, **loss), file)
-    print(REPORT.format(f"test with {best}", **loss))
+            json.dump(dict(snapshot=best.name, **losses), file)
+    print(REPORT.format(f"test with {best}", **losses))
 
 
 def save_snapshot(run, name):
@@ -687,15 +686,16 @@ def save_snapshot(run, name):
     sum_over_processes(0)  # the others wait until it is written
 
 
-def show(line):  # on a terminal, it replaces the line that was shown last
+def show_progress(run):  # on a terminal, in place of the line shown last; None: clear that line
     if sys.stdout and sys.stdout.isatty():  # (a longer line would need a second row)
+        line = progress(run) if run and math.isfinite(run.loss) else ""
         print(f"\r\033[K{line[:(os.get_terminal_size().columns or 200) - 1]}", end="", flush=True)
 
 
 def report(run, text):
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # the reader is gone: Ctrl-C ended | tee log first, or | head is done
+    except BrokenPipeError:  # the pipe's reader has ended: tee by the same Ctrl-C, or head
         sys.stdout = None
         run.signals.append(signal.SIGINT)
 
@@ -703,10 +703,9 @@ def report(run, text):
 def progress(run):  # -> a line with the run's progress, average speed and remaining time
     seconds = time.monotonic() - run.started
     speed = run.sequences * block_size / seconds
-    left = (run.n_iters - run.step) * seconds / run.step
     return (f"iteration {run.step}/{run.n_iters}: {seconds:.2f} s, loss {run.loss:.4f}, "
             f"{speed:,.0f} tokens/s, {speed * run.model.flops_per_token() / 1e9:,.0f} GFLOP/s, "
-            f"{left:.0f} s left")
+            f"{(seconds / run.step) * (run.n_iters - run.step):.0f} s left")
 
 
 def log_progress(run):
@@ -723,7 +722,7 @@ def log_progress(run):
                tokens=run.sequences * block_size, seconds=time.monotonic() - run.started,
                lr=learning_rate * lr_factor(run.step - 1, run.n_iters), train_loss=run.loss)
     run.log.append(row | {f"val_{name}": value for name, value in val.items()})
-    skipped = f", {run.n_skipped} steps skipped" if run.n_skipped else ""
+    skipped = f", {run.n_not_finite} steps skipped" if run.n_not_finite else ""
     losses = ", val loss {loss:.4f}, {bits_per_byte:.4f} bits per byte".format(**val) if val else ""
     write_log(run)
     report(run, progress(run) + skipped + losses)
@@ -774,7 +773,7 @@ def draw_losses(rows, title):  # -> a picture of the training and validation los
 
 @torch.no_grad()
 def print_samples(run, count):
-    """Print continuations of sample_prompt and, for a validation text, the likeliest tokens."""
+    """Print continuations of sample_prompt and, for a validation text, the most likely tokens."""
     encoding = prepare.load_tokenizer(run.meta["tokenizer"])
     prompt = encoding.encode(sample_prompt, allowed_special="all") or [encoding.end_id]
     idx = torch.tensor([prompt] * count, device=run.machine.device)

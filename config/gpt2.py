@@ -31,15 +31,15 @@ what the first start has written, and with --overwrite every restart would begin
 Width, depth and the batch of half a million tokens are those of GPT-2 and of GPT-3's model of this
 size, the context is GPT-2's. The optimizer is what was best in 300 iterations of 131,072 tokens of
 Linux 6.1's source on an H200, by validation loss: Muon with these learning rates 1.804, AdamW as in
-the GPT-3 paper (6e-4, cosine to a tenth) 2.915, nanoGPT with the same 2.979. Muon was below that
-after 100 iterations, each of which took 1.03 times as long. Longer runs were not compared. AdamW:
+the GPT-3 paper (6e-4, cosine to a tenth) 2.915, nanoGPT with the same 2.979. Muon reached nanoGPT's
+loss in 100 iterations, each of which took 1.03 times as long. Longer runs were not compared. AdamW:
 --optimizer=adamw --learning_rate=6e-4 --min_lr=6e-5 --lr_schedule=cosine
 """
 out_dir = "out_gpt2"
 size = "gpt2"
 block_size = 1024
 batch_size = 16
-gradient_accumulation_steps = 32  # 32 * 16 * 1024 = 524,288 tokens an iteration
+gradient_accumulation_steps = 32  # 32 * 16 * 1024 = 524,288 tokens per iteration
 max_iters = 19_073  # 10 billion tokens; 600,000 in nanoGPT's longest runs
 dropout = 0.0  # with 10 billion tokens of text or more, no token is seen twice
 optimizer = "muon"

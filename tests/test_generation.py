@@ -3,6 +3,7 @@
 The references here have no cache: for every new token they read the whole visible text again.
 """
 
+import contextlib
 import math
 import threading
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.utils import prune
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_module
@@ -200,21 +202,70 @@ def test_a_step_of_fixed_shape_gives_the_logits_of_a_plain_forward_pass(device):
 
 
 @torch.no_grad()
-def test_a_step_of_fixed_shape_attends_to_a_window_that_grows_by_128_positions(monkeypatch):
+def test_a_step_of_fixed_shape_attends_to_a_window_that_grows_by_256_positions(monkeypatch):
     windows = []
     attention = model_module.attention
     monkeypatch.setattr(model_module, "attention", lambda q, k, *rest: (
         windows.append(k.size(2)) or attention(q, k, *rest)))
-    model = tiny_model(block_size=300)
-    ids = random_ids(2, 300)
+    model = tiny_model(block_size=600)
+    ids = random_ids(2, 600)
     expected = model(ids, ids)[0]
     cache = CUDAGraphCache(model, 2)
-    cache.read(ids[:, :126])
-    for position in range(126, 300):
+    cache.read(ids[:, :254])
+    for position in range(254, 600):
         windows.clear()
         logits = cache.read(ids[:, position:position + 1])
         torch.testing.assert_close(logits, expected[:, position], rtol=1e-4, atol=1e-4)
-        assert windows == [min(300, 128 * (position // 128 + 1))] * 2
+        assert windows == [min(600, 256 * (position // 256 + 1))] * 2
+
+
+class FakeGraph(TorchDispatchMode):
+    """Stands in for a CUDA graph on a CPU: replay repeats the recorded operators with the same
+    tensors, and writes what they compute into the tensors that they returned at first."""
+    replayed = []
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        assert "_local_scalar_dense" not in str(function), "while recording, nothing can be read"
+        result = function(*arguments, **(options or {}))
+        self.calls.append((function, arguments, options or {}, result))
+        return result
+
+    def replay(self):
+        self.replayed.append(self)
+        for function, arguments, options, result in self.calls:
+            new = function(*arguments, **options)
+            if isinstance(new, torch.Tensor):
+                result, new = (result,), (new,)
+            for before, after in zip(result, new):
+                if isinstance(after, torch.Tensor) and after.data_ptr() != before.data_ptr():
+                    before.copy_(after)  # (else it is a view, or was changed in place)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_recorded_and_replayed_steps_give_text_and_logits_of_the_plain_cache(
+        batch_size, temperature, monkeypatch):
+    model = tiny_model(block_size=300)
+    prompt = random_ids(batch_size, 5)
+    plain = list(model.stream(prompt, 500, temperature=temperature, generator=seeded(2)))
+    replayed = []
+    monkeypatch.setattr(FakeGraph, "replayed", replayed)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(model_module, "new_cache", lambda model, n_rows, *_: CUDAGraphCache(
+        model, n_rows))
+    found = list(model.stream(prompt, 500, temperature=temperature, generator=seeded(2)))
+    for (ids, logits), (plain_ids, plain_logits) in zip(found, plain, strict=True):
+        assert ids.equal(plain_ids)
+        torch.testing.assert_close(logits, plain_logits, rtol=1e-4, atol=1e-4)
+    # All but the prompt, the steps that were recorded, and the refilled cache of 150 tokens.
+    assert len(replayed) == 500 - 1 - 2 - 2 and len(set(replayed)) == 2
 
 
 @pytest.mark.parametrize("gradients", [False, True])
