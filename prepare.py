@@ -140,8 +140,7 @@ def write_splits(pieces, encoding):
 
 def main(arguments):
     configure(arguments)  # input and the other settings above now have their final values
-    reads_stdin = any(name.startswith("-") for name in input.split(","))
-    lock = lock_folder(out_dir) if reads_stdin else None  # find_files saves its text in out_dir
+    lock = lock_folder(out_dir) if regex.search("(^|,)-", input) else None  # it will hold stdin
     paths = list(find_files(input))
     # First pass: count. A document comes in pieces; is_last is true for the one that ends it.
     n_documents, n_characters = count(document_pieces(paths))
@@ -257,13 +256,13 @@ def lock_folder(folder):
     try:
         import fcntl
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        print(os.getpid(), end="", file=file, flush=True)
     except BlockingIOError as error:
         raise ValueError(f"{folder} is in use by process {Path(file.name).read_text()}: wait for "
                          "it to end, or choose another folder") from error
-    except (ImportError, OSError):  # Windows, or a file system without locks
+    except (ImportError, OSError):  # Windows, a file system without locks, or a full disk
         return None
-    file.truncate(0)
-    print(os.getpid(), end="", file=file, flush=True)
     return file
 
 
@@ -274,7 +273,8 @@ def named_errors(name, stream=None):
         yield
     except Exception as error:  # every format has exceptions of its own
         named = isinstance(error, ValueError) and str(error).startswith((f"{name}: ", f"{name}/"))
-        if named or regex.search("MemoryError|allocate memory|Input/output error", repr(error)):
+        if named or regex.search("(Memory|Permission)Error|allocate mem|Input/|Stale", repr(error)):
+            error.filename = getattr(error, "filename", None) or str(name)
             raise  # (named by an inner call, or the file is not to blame)
         reason = " ".join(str(error).split()) or repr(error)
         missing = "no " if isinstance(error, KeyError) else ""  # its text is the key alone
@@ -288,7 +288,7 @@ def fingerprint(path):
     """Return a sha256 of a file's size and of up to 64 samples of it: fast for any size."""
     size = os.path.getsize(path)
     digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, named_errors(path):
         for i in range(64):
             file.seek((i * size) // 64)
             digest.update(file.read(min(65536, size // 64 + 1)))
@@ -446,7 +446,7 @@ def read_meta(folder):
     path = Path(folder, "meta.json")
     if not path.exists():
         return None
-    with suppress(ValueError, TypeError, AttributeError, RecursionError):
+    with suppress(ValueError), named_errors(path):
         meta = json.loads(path.read_bytes())
         if meta == sealed({key: value for key, value in meta.items() if key != "sha256"}):
             return meta

@@ -415,11 +415,11 @@ def load_data(folder):
     for split in ("train", "val", "test"):
         path = Path(folder, f"{split}.bin")
         paths = [path] if path.exists() else sorted(Path(folder).glob(f"*_{split}[._]*bin"))
+        data[split] = Tokens([path for path in paths if path.stat().st_size > 0], meta["dtype"])
         fingerprint = "".join(map(prepare.fingerprint, paths))  # (without meta.json: any)
         about = meta["splits"].setdefault(split, dict(fingerprint=fingerprint, bytes=math.nan))
         if about["fingerprint"] != fingerprint:
             raise ValueError(f"{path} is missing or not what meta.json says: {again}")
-        data[split] = Tokens([path for path in paths if path.stat().st_size > 0], meta["dtype"])
         if len(data[split]) < least.get(split, 0):
             raise ValueError(f"{path} is missing or has under {least[split]} tokens: lower "
                              f"{block_size=}, use more text, or {again}")
@@ -513,8 +513,7 @@ def find_own_snapshot(settings, meta):
     for path in candidates:
         try:
             snapshot = read_snapshot(path, dropout=dropout)
-            with prepare.named_errors(path):
-                theirs = {**snapshot["settings"], "data": snapshot["data"]}
+            theirs = snapshot.get("settings", {}) | {"data": snapshot.get("data")}
         except ValueError as error:
             print(f"skipping a damaged snapshot: {error}", file=sys.stderr)
             continue
@@ -546,8 +545,9 @@ def resume(run, snapshot):
     lines = log.read_text("utf-8-sig").splitlines() if log.exists() else []
     run.log = [row for row in csv.DictReader(lines, restval="") if int(row["step"]) <= run.step]
     run.started -= float(run.log[-1]["seconds"]) if run.log else 0  # earlier sessions count
-    is_other = snapshot.get("best_measure") != run.best_measure  # (the data may have changed)
-    if is_other and Path(out_dir, "best.pt").exists() and len(run.data["val"]) > 1:
+    best_logged = min((float(row["val_loss"] or math.inf) for row in run.log), default=math.inf)
+    is_old = snapshot.get("best_measure") != run.best_measure or best_logged < run.best_val_loss
+    if is_old and Path(out_dir, "best.pt").exists() and len(run.data["val"]) > 1:
         run.best_val_loss = evaluate(run, "val", get_snapshot(out_dir, "best"))["loss"]
     run.resumed_from = snapshot["path"]
     print(f"resuming from {run.resumed_from}")
@@ -555,7 +555,7 @@ def resume(run, snapshot):
 
 def files_of_run():
     names = ("best.pt", "final_model.pt", "log.csv", "loss.svg", "test.json")
-    return [path for path in Path(out_dir).glob("*") if path.name in names] + snapshots(out_dir)
+    return snapshots(out_dir) + [path for path in Path(out_dir).glob("*") if path.name in names]
 
 
 def prepare_out_dir(run):

@@ -108,8 +108,8 @@ def run(main, arguments=None):
     except (OSError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
         if "TRACEBACK" in os.environ:  # TRACEBACK=1 shows where errors come from
             raise
-        name = getattr(error, "filename", None)
-        text = f"{name}: {error.strerror}" if name else str(error)
+        name, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
+        text = f"{name}: {reason}" if name and reason else str(error)
         if isinstance(error, (RuntimeError, MemoryError)):
             text = "out of memory: lower batch_size (num_samples), block_size or the model's size"
             if re.search(r"C(\+\+)? compile|Triton", str(error)):

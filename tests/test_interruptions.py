@@ -4,6 +4,7 @@ Most runs here are forked from a server process that has imported torch already,
 seconds each; they then do what `python train.py` does. The ones about signals start the command.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -390,6 +391,20 @@ def test_a_signal_during_an_evaluation_is_answered_at_once_and_heeded_within_a_b
     assert steps_of_adamw(out) == {12}
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])  # files written by the resumed run before the kill
+def test_a_kill_while_an_interrupted_evaluation_is_repeated_loses_no_best_weights(
+        count, data, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    arguments = [*LONG, "--optimizer=muon"]
+    best = read_snapshot(uninterrupted(arguments) / "best.pt")["step"]
+    assert 6 < best < 96  # a later, worse evaluation must not replace it
+    batch = 2 * (best // 6 - 1) + 1  # the first of that evaluation
+    assert run([*arguments, data], out, [("evaluated", batch, SIGTERM)])[0] == 143
+    assert run([*arguments, data], out, [("replaced", count, KILL)])[0] == -signal.SIGKILL
+    assert run([*arguments, data], out)[0] == 0
+    assert results(out) == results(uninterrupted(arguments))
+
+
 def test_a_signal_during_the_last_test_is_heeded_and_the_same_command_tests_again(
         data, uninterrupted, tmp_path):
     out = tmp_path / "out"
@@ -410,6 +425,24 @@ def test_a_kill_while_sigterm_writes_its_snapshot_leaves_nothing_behind(data, un
     assert run([*SHORT, data], tmp_path / "out", strikes)[0] == -signal.SIGKILL
     assert run([*SHORT, data], tmp_path / "out")[0] == 0
     assert results(tmp_path / "out") == results(uninterrupted(SHORT))
+
+
+def test_an_overwrite_killed_at_any_file_leaves_the_old_run_or_none(data, uninterrupted, tmp_path):
+    whole = uninterrupted(SHORT)
+    ends = set()
+    for count in range(1, 10):
+        out = tmp_path / str(count)
+        shutil.copytree(whole, out)
+        (out / "final_model.pt").unlink()  # the run isn't finished
+        arguments = [*SHORT, data, "--init_from=scratch", "--overwrite"]
+        assert run(arguments, out, [("unlink", count, KILL)])[0] == -signal.SIGKILL
+        code, output = run([*SHORT, data], out)
+        ends.add(code)
+        if code == 0:
+            assert results(out) == results(whole), count
+        else:
+            assert "no valid snapshot to resume" in one_line_of(output), output
+    assert ends == {0, 1}
 
 
 def test_two_processes_of_which_one_is_told_to_stop_stop_at_the_same_iteration(data, tmp_path):
@@ -622,6 +655,18 @@ def test_a_small_disk_that_fills_up_keeps_every_snapshot_that_fitted(small_disk,
     code, output = run([*SHORT, data], out)
     assert code == 0 and "resuming from" in output, output
     assert results(out) == results(uninterrupted(SHORT))
+
+
+def test_a_full_disk_is_named_with_the_file_that_did_not_fit(small_disk, data, tmp_path):
+    with contextlib.suppress(OSError), open(small_disk / "ballast", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    text = f"--input={ROOT / 'input.txt'}"
+    for main, argument in ((prepare.main, text), (train.main, data)):
+        process = start([argument, f"--out_dir={small_disk}/x"], tmp_path / "output", main=main)
+        process.join()
+        line = one_line_of((tmp_path / "output").read_text(encoding="utf-8"))
+        assert process.exitcode == 1 and re.search(rf"{small_disk}/x/\S+: No space left", line)
 
 
 def test_a_read_only_disk_is_found_before_the_first_iteration(small_disk, data):

@@ -3,6 +3,7 @@ them, the lock of the folder they are written to, and one line for each source t
 
 import bz2
 import collections
+import errno
 import gzip
 import hashlib
 import http.server
@@ -260,6 +261,22 @@ def test_a_folder_that_cannot_be_read_is_named(monkeypatch):
 
     monkeypatch.setattr(os, "listdir", locked)
     fails("in", "in/locked", "Permission denied")
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])  # it is read three times
+def test_a_text_on_a_failing_disk_is_named(passes, monkeypatch):
+    Path("mine.txt").write_text("To be, or not to be. " * 50)
+    left = [passes]
+
+    def failing(stream, original=prepare.text_pieces):
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))  # reading names no file
+        return original(stream)
+
+    monkeypatch.setattr(prepare, "text_pieces", failing)
+    code, _, err = call("prepare", "--input=mine.txt", "--vocab_size=257")
+    assert (code, err) == (1, "error: mine.txt: Input/output error\n")
 
 
 def test_a_name_with_commas_and_an_ending_in_capitals_can_be_given():

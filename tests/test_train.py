@@ -899,7 +899,8 @@ def test_nanogpts_character_tokens_are_refused(data_dir, tmp_path):
 @pytest.mark.parametrize("error, words", [
     (RuntimeError("can't allocate memory: you tried to allocate 9 GB"), "out of memory"),
     (MemoryError(), "out of memory"),
-    (OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output error")])
+    *((OSError(number, os.strerror(number)), f"snapshot_step_12.pt: {os.strerror(number)}")
+      for number in (errno.EIO, errno.EACCES, errno.ESTALE))], ids=repr)
 def test_too_little_memory_for_a_snapshot_or_a_disk_error_is_not_taken_for_damage(
         error, words, data_dir, finished_run, tmp_path, monkeypatch):
     def torch_load(*rest, **options):
@@ -910,6 +911,23 @@ def test_too_little_memory_for_a_snapshot_or_a_disk_error_is_not_taken_for_damag
     monkeypatch.setattr("model.torch_load", torch_load)
     assert words in fails(data_dir, tmp_path / "out", "--max_iters=20")
     assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+def test_data_that_is_replaced_after_its_check_is_not_read(data_dir, finished_run, tmp_path,
+                                                           monkeypatch):
+    shutil.copytree(data_dir, tmp_path / "data")
+
+    def fingerprint(path, original=prepare.fingerprint):
+        found = original(path)
+        if path.name == "test.bin":
+            shutil.copy(data_dir / "val.bin", tmp_path / "new.bin")
+            os.replace(tmp_path / "new.bin", path)
+        return found
+
+    monkeypatch.setattr(prepare, "fingerprint", fingerprint)
+    run(tmp_path / "data", tmp_path / "out")
+    expected = (finished_run / "test.json").read_bytes()
+    assert (tmp_path / "out" / "test.json").read_bytes() == expected
 
 
 # ---- tokens, models and settings that don't belong together -------------------------------------
