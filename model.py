@@ -801,7 +801,7 @@ def export(model, folder, tokenizer):
     header = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
     header = header.ljust(math.ceil(len(header) / 8) * 8)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.tmp") as temporary:
         new = Path(temporary, folder.name)
         for name, content in files.items():
             with prepare.atomic_write(new / name, "w") as file:
