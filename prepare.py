@@ -281,7 +281,7 @@ def named_errors(name, stream=None):
         if stream and isinstance(error, UnicodeDecodeError):
             offset = stream.buffer.tell() - len(error.object) + error.start
             reason = f"byte {offset} is not UTF-8 (see prepare.py's --encoding_errors)"
-        raise ValueError(f"{name}: {missing}{reason:.250}") from error
+        raise ValueError(f"{name}: {missing}{reason:.400}") from error
 
 
 def fingerprint(path):
@@ -408,8 +408,8 @@ def read(name, file, inner_name=None):
             yield from (json_texts(stream) if ending == ".jsonl" else text_pieces(stream))
     else:
         endings = " ".join([*TEXT_ENDINGS, *COMPRESSED, ".tgz", ".tar", ".zip"])
-        raise ValueError(f"{name}: expected a name that ends in one of{endings}; rename other "
-                         f"text, convert the rest: {CONVERTERS.get(ending, 'PROGRAM')} {name} | "
+        raise ValueError(f"{name}: expected a name that ends in one of{endings}; use a pattern "
+                         f"(*.md), rename or convert: {CONVERTERS.get(ending, 'PROGRAM')} {name} | "
                          "python prepare.py --out_dir=FOLDER --input=-.jsonl (text: --input=-)")
 
 

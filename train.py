@@ -508,7 +508,7 @@ def load_weights_for(name, meta):
 def find_own_snapshot(settings, meta):
     """Return out_dir's newest valid snapshot (its init_from becomes that of settings) or None."""
     source = "scratch" if init_from in ("auto", "resume") else init_from
-    hint = f"choose another --out_dir, or start over: --init_from={source} --overwrite"
+    hint = f"choose another --out_dir, or replace that run: --init_from={source} --overwrite"
     candidates = [] if overwrite or init_from == "scratch" else snapshots(out_dir)
     for path in candidates:
         try:

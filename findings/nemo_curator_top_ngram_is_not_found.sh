@@ -31,7 +31,8 @@ python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --no-compile --no-deps 'nemo-curator==1.4.0' \
     'cosmos-xenna==0.2.0'
 "$folder/venv/bin/pip" install --quiet --no-compile 'ray==2.57.0' 'jieba==0.42.1' 'loguru==0.7.3' \
-    'pandas==3.1.1' 'pyarrow==26.0.1' 'regex==2026.11.19' 2>"$folder/log" || { cat "$folder/log"; exit 1; }
+    'pandas==3.1.1' 'pyarrow==26.0.1' 'regex==2026.11.19' \
+    2>"$folder/log" || { cat "$folder/log"; exit 1; }
 cd "$folder"
 export PYTHONHASHSEED=0 TMPDIR="$folder"
 
