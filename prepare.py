@@ -281,7 +281,7 @@ def named_errors(name, stream=None):
         if stream and isinstance(error, UnicodeDecodeError):
             offset = stream.buffer.tell() - len(error.object) + error.start
             reason = f"byte {offset} is not UTF-8 (see prepare.py's --encoding_errors)"
-        raise ValueError(f"{name}: {missing}{reason:.400}") from error
+        raise ValueError(f"{name}: {missing}{reason:.300}") from error
 
 
 def fingerprint(path):
