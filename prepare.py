@@ -140,7 +140,7 @@ def write_splits(pieces, encoding):
 
 def main(arguments):
     configure(arguments)  # input and the other settings above now have their final values
-    lock = lock_folder(out_dir) if regex.search("(^|,)-", input) else None  # it will hold stdin
+    lock = lock_folder(out_dir) if regex.search("(^|,)-", input) else None  # stdin is kept there
     paths = list(find_files(input))
     # First pass: count. A document comes in pieces; is_last is true for the one that ends it.
     n_documents, n_characters = count(document_pieces(paths))

@@ -142,7 +142,7 @@ def orthogonalized(x, polynomials):  # (n, rows, cols) -> (n, rows, cols)
 
 class Muon(torch.optim.Optimizer):
     """Orthogonalized momentum (Jordan et al. 2024, "Muon"). A few directions, those with large
-    singular values, dominate a matrix's gradient. Equal singular values let all count as much."""
+    singular values, dominate a matrix's gradient. Equal singular values let all count alike."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -547,7 +547,7 @@ def resume(run, snapshot):
     run.started -= float(run.log[-1]["seconds"]) if run.log else 0  # earlier sessions count
     best_logged = min((float(row["val_loss"] or math.inf) for row in run.log), default=math.inf)
     is_old = snapshot.get("best_measure") != run.best_measure or best_logged < run.best_val_loss
-    if is_old and Path(out_dir, "best.pt").exists() and len(run.data["val"]) > 1:
+    if is_old and Path(out_dir, "best.pt").exists() and len(run.data["val"]) > 1:  # measure it
         run.best_val_loss = evaluate(run, "val", get_snapshot(out_dir, "best"))["loss"]
     run.resumed_from = snapshot["path"]
     print(f"resuming from {run.resumed_from}")
