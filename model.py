@@ -60,7 +60,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, cache=None):  # (B, T, C) -> (B, T, C)
+    def forward(self, x, cache=None):  # (B texts, T tokens, C) -> (B, T, C)
         B, T, C = x.shape
         # What a position looks for (query), contains (key) and passes on (value), in every head:
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # from (B, T, 3C)
@@ -242,9 +242,9 @@ class Cache:
         self.position = torch.arange(self.length, self.length + T, device=self.past.device)
         self.is_causal = self.length == 0  # nothing before these tokens: the usual causal mask
         self.length += T
-        self.window = self.length  # they attend to the positions below it
+        self.window = self.length  # they attend to positions below it (CUDA graphs round it up)
         self.mask = None  # is_causal says it all, or a single token may look at everything
-        if T > 1 and not self.is_causal:  # query i sees key j if position i >= j
+        if T > 1 and not self.is_causal:  # read in parts: query i sees key j if position i >= j
             self.mask = self.position[:, None] >= torch.arange(self.window, device=self.past.device)
         return self.position
 

@@ -1,4 +1,4 @@
-"""Text -> tokens: train a tokenizer, split the text, write data/*.bin (token ids, as nanoGPT does).
+"""Text -> tokens: split the text, train a tokenizer, write data/*.bin (token ids, as nanoGPT does).
 
     python prepare.py                                                 # input.txt, BPE trained on it
     python prepare.py --input=letters,more.jsonl.gz --tokenizer=gpt2  # a folder and a file
@@ -44,7 +44,7 @@ workers = 0  # threads that encode; 0: one per core
 out_dir = "data"  # folder for train.bin, val.bin, test.bin and meta.json, which describes them
 
 SPLITS = ("train", "val", "test")
-END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"  # a token of its own, after each of several documents
 # GPT-2 cuts text into words first, and no token crosses a cut: "They've 12  cats!" is cut into
 # They|'ve| 12| | cats|! (\p{L} is a letter, \p{N} a digit; `++` is `+` without backtracking.)
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -86,7 +86,7 @@ def train_bpe(word_counts, vocab_size):
 
 def load_tokenizer(description):
     """Return tiktoken's encoding for a description, a dict: "name", "tokens" (None: an unused id)
-    and perhaps "special", "eot_token". Encoding repeatedly merges the pair learned first."""
+    and perhaps "special", "eot_token". Of a word's pairs, the one learned first merges first."""
     if description is None:
         raise ValueError("the model has no tokenizer: put its tokenizer.json into its folder")
     tokens = description["tokens"]
@@ -129,7 +129,7 @@ def write_splits(pieces, encoding):
     digest = hashlib.sha256()
     with ExitStack() as stack:  # closes all three files
         files = {s: stack.enter_context(atomic_write(f"{out_dir}/{s}.bin.new")) for s in SPLITS}
-        for split, utf8, ids in encode_in_threads(pieces, encoding):
+        for split, utf8, ids in encode_in_threads(pieces, encoding):  # is_last adds <|endoftext|>
             files[split].write(ids)
             splits[split].update(tokens=len(ids), bytes=len(utf8))  # (a Counter's update adds)
             digest.update(utf8)
@@ -140,24 +140,24 @@ def write_splits(pieces, encoding):
 
 def main(arguments):
     configure(arguments)  # input and the other settings above now have their final values
-    lock = lock_folder(out_dir) if regex.search("(^|,)-", input) else None  # stdin is kept there
+    lock = lock_folder(out_dir) if regex.search("(^|,)-", input) else None  # stdin is stored there
     paths = list(find_files(input))
     # First pass: count. A document comes in pieces; is_last is true for the one that ends it.
     n_documents, n_characters = count(document_pieces(paths))
-    split = split_by_position if n_documents == 1 else split_by_hash
-    lock = lock or lock_folder(out_dir)  # (not before: an unusable text leaves no folder)
+    split_pieces = split_by_position if n_documents == 1 else split_by_hash
+    lock = lock or lock_folder(out_dir)  # one run at a time (an unusable text leaves no folder)
     finish_publishing(out_dir)  # in case an earlier run was interrupted
 
     # Second pass, for a BPE: learn the tokenizer from the training split alone.
     if tokenizer == "bpe":
-        word_counts = count_words(split(document_pieces(paths), n_characters), n_characters)
+        word_counts = count_words(split_pieces(document_pieces(paths), n_characters), n_characters)
         description = {"name": "bpe", "tokens": train_bpe(word_counts, vocab_size)}
     else:
         description = find_tokenizer(tokenizer)
     encoding = load_tokenizer(description)
 
     # Third pass: encode. The new files replace the old ones together, once all are complete.
-    splits, digest = write_splits(split(document_pieces(paths), n_characters), encoding)
+    splits, digest = write_splits(split_pieces(document_pieces(paths), n_characters), encoding)
     publish(description, encoding, splits, digest)
 
 

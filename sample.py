@@ -42,7 +42,7 @@ dtype = "auto"  # 'float32', 'bfloat16', 'float16'; on a CPU also 'int8': fast, 
 compile = False  # on CUDA: replay each step as a CUDA graph (this is not torch.compile)
 
 
-def generate(model, encoding, prompt, generator):
+def print_continuations(model, encoding, prompt, generator):
     """Print the continuations of a prompt in the way that the settings ask for."""
     # An empty prompt becomes <|endoftext|>, which ends a document and so begins the next one.
     ids = encoding.encode(prompt, allowed_special="all") or [encoding.end_id]
@@ -61,7 +61,7 @@ def generate(model, encoding, prompt, generator):
 
 def print_texts(encoding, prompt, steps):
     """Print num_samples texts one after the other, the first one as it is generated."""
-    decoders = [text_decoder(encoding) for _ in range(num_samples)]
+    decoders = [text_decoder(encoding) for _ in range(num_samples)]  # a character may be 2 tokens
     texts = [prompt] * num_samples
     print(prompt, end="", flush=True)
     for new, _ in steps:
@@ -88,7 +88,7 @@ def print_probs(encoding, prompt, steps):
 def main(arguments):
     configure(arguments)  # start and the other settings above now have their final values
     torch_device, torch_dtype = get_device(device, "float32" if dtype == "int8" else dtype)
-    # Read the text before the model, which takes longer: --score's file, or else the prompt.
+    # Read the text before the model, which takes longer. (A file's documents are joined by "\n".)
     if score or start.startswith("FILE:"):
         pieces = document_pieces([score or start.removeprefix("FILE:")])
         text = "".join(part + ("\n" if last else "") for part, last in pieces).removesuffix("\n")
@@ -106,7 +106,7 @@ def main(arguments):
         return print_score(model, encoding, text, model.transformer.wte.weight.device)
     if interactive:
         return converse(model, encoding)
-    generate(model, encoding, text, torch.Generator().manual_seed(seed))
+    print_continuations(model, encoding, text, torch.Generator().manual_seed(seed))
 
 
 # ---- plumbing: skip on a first reading ----
@@ -151,7 +151,7 @@ def converse(model, encoding):
                 if words[0] == "seed":
                     generator.manual_seed(seed)
             else:
-                generate(model, encoding, line.rstrip("\r\n"), generator)
+                print_continuations(model, encoding, line.rstrip("\r\n"), generator)
         except (ValueError, RuntimeError, MemoryError, KeyboardInterrupt) as error:
             print(error, file=sys.stderr)
         except SystemExit:  # config.usage has printed why

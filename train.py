@@ -201,7 +201,7 @@ class Run:
     settings: dict
     meta: dict  # of the data: its tokenizer, the bytes in each split
     data: dict  # {split: Tokens}
-    machine: "Machine"
+    machine: "Machine"  # device, dtype, autocast (matrix products in dtype), rank, n_processes
     forward: callable = None  # the model, perhaps compiled or in DDP's wrapper
     model: GPT = None
     optimizers: list = None
@@ -211,7 +211,7 @@ class Run:
     loss: float = math.nan  # training loss when it was last copied from the device
     best_val_loss: float = math.inf
     best_measure: list = None  # what best_val_loss was measured on
-    n_iters: int = 0  # iterations to do
+    n_iters: int = 0  # iterations of the whole run
     started: float = field(default_factory=time.monotonic)
     n_not_finite: int = 0  # iterations with inf or nan in loss or gradient (on the device)
     resumed_from: Path = None
@@ -258,7 +258,7 @@ def train_step(run):
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), grad_clip or math.inf)
     is_finite = torch.isfinite(total_loss + full_tensor(norm))  # both of them
     run.n_not_finite += (~is_finite).long()
-    # Update the weights. With float16, an update that is not finite is skipped.
+    # Update the weights. With float16, both optimizers skip an update that is not finite.
     for opt, peak in zip(run.optimizers, (learning_rate, muon_learning_rate)):  # AdamW's, Muon's
         for group in opt.param_groups:
             group["lr"] = peak * lr_factor(run.step, run.n_iters)
@@ -292,10 +292,10 @@ def main(arguments):
     while not run.stop and not is_finished(run):
         # One iteration: forward, backward, update.
         loss = train_step(run)
-        show_progress(None)  # on a terminal, the lines below replace the progress shown last
+        show_progress(None)  # on a terminal: clear the progress line
         # Read the loss if it is needed (this waits for the GPU), check it, look for signals.
         check_iteration(run, loss)
-        # Log. Every eval_interval iterations, also evaluate; best.pt keeps the best weights so far.
+        # Log. Every eval_interval iterations, also evaluate. (is_due: also after the last one.)
         if is_due(run, log_interval, eval_interval):
             log_progress(run)
         # Save a snapshot, also if a signal ends the run.
@@ -304,7 +304,7 @@ def main(arguments):
         # Print a sample.
         if sample_interval and run.step % sample_interval == 0:
             print_samples(run, 1)
-        show_progress(run)  # on a terminal: how far it is
+        show_progress(run)  # on a terminal: show how far it is
 
     show_progress(None)
     if run.stop:  # a signal

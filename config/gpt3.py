@@ -19,14 +19,14 @@ _table = {  # learning rate, batch in tokens
     "": (6.0e-4, 0.5e6),  # --size= with --n_layer etc.: a shape of your own
 }
 out_dir = "out_gpt3"
-size = "gpt3-125m"  # --size on the command line wins, also in the next line
+size = "gpt3-125m"  # --size on the command line wins, also in the lines below
 if size not in _table:
     raise ValueError(f"{size=}: expected one of {', '.join(filter(None, _table))}")
 learning_rate, _batch = _table[size]
 min_lr = learning_rate / 10
 block_size = 2048
 batch_size = 8
-gradient_accumulation_steps = 8 * max(1, round(_batch / (8 * batch_size * block_size)))
+gradient_accumulation_steps = 8 * max(1, round(_batch / (8 * batch_size * block_size)))  # 8 GPUs
 max_iters = round(300e9 / (gradient_accumulation_steps * batch_size * block_size))
 lr_decay_iters = round(max_iters * 260 / 300)  # the cosine ends after 260 billion tokens
 lr_schedule = "cosine"
