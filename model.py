@@ -558,7 +558,7 @@ def get_snapshot(out_dir, which="auto"):
         if path.exists():
             return path
     raise ValueError(f"there is no snapshot ({which}) in {out_dir}: run python train.py first (a "
-                     "folder with a config.json goes to --init_from)")
+                     "folder with a config.json, or nanoGPT's ckpt.pt, goes to --init_from)")
 
 
 def snapshots(out_dir):  # -> their paths, the newest first
@@ -580,7 +580,7 @@ GPT2 = dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilo
             add_cross_attention=False, tie_word_embeddings=True)
 CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's, OpenAI's
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                "checkpoint", "model.ckpt.index")  # a model's weights are in the first that exists
+                "pytorch_model.bin.index.json", "checkpoint", "model.ckpt.index")  # the first wins
 PREFIXES = r"^(module\.|_orig_mod\.)+"  # of DDP's and torch.compile's wrappers
 
 
@@ -609,6 +609,8 @@ def with_weights(config, state):  # -> a GPT with copies of weights that may be 
     with torch.device("meta"), mock.patch("torch.nn.init.normal_"):
         model = GPT(config)
     model.load_state_dict(state, assign=True)
+    if not model.lm_head.weight.equal(model.transformer.wte.weight):
+        raise ValueError("lm_head.weight differs from wte.weight (GPT-2 ties them)")
     model.lm_head.weight = model.transformer.wte.weight
     state.clear()  # so that each map is released before the next tensor is copied
     for parameter in model.parameters():
@@ -636,9 +638,7 @@ def read_weights(folder, about, dropout):
             key = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
             # GPT-2 stores the matrices in its blocks as (in, out), nn.Linear as (out, in).
             state[key] = tensor.t() if ".h." in key and tensor.dim() == 2 else tensor
-    wte = state["transformer.wte.weight"]
-    if not state.setdefault("lm_head.weight", wte).equal(wte):
-        raise ValueError("lm_head.weight differs from wte.weight (GPT-2 ties them)")
+    state.setdefault("lm_head.weight", state["transformer.wte.weight"])
     # A small file may describe a huge model: torch.save stores an expanded tensor as one number.
     n_numbers = sum(tensor.numel() for tensor in state.values())
     n_bytes = sum(os.path.getsize(path) for path in folder.iterdir())
@@ -684,7 +684,7 @@ def hub_folder(name):
     get("config.json")
     # Of each row, the first file that the model has is enough (vocab.json needs merges.txt, too).
     for row in (["tokenizer.json", "vocab.json"], ["tokenizer.json", "merges.txt"], WEIGHT_FILES):
-        for name in row[:3]:  # (the others are TensorFlow's)
+        for name in row[:4]:  # (the others are TensorFlow's)
             with suppress(FileNotFoundError):
                 get(name, *row)
     for path in weight_files(folder):
@@ -776,7 +776,7 @@ def export(model, folder, tokenizer):
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose another folder")
     files = prepare.tokenizer_files(tokenizer) if tokenizer else {}
-    end_id = config.vocab_size - 1
+    end_id = None  # unknown
     if tokenizer:
         encoding = prepare.load_tokenizer(tokenizer)
         end_id = encoding.end_id

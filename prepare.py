@@ -88,7 +88,7 @@ def load_tokenizer(description):
     """Return tiktoken's encoding for a description, a dict: "name", "tokens" (None: an unused id)
     and perhaps "special", "eot_token". Of a word's pairs, the one learned first merges first."""
     if description is None:
-        raise ValueError("the model has no tokenizer: put its tokenizer.json into its folder")
+        raise ValueError("the model has no tokenizer: put a BPE's tokenizer.json into its folder")
     tokens = description["tokens"]
     ranks = {token.encode("latin-1"): i for i, token in enumerate(tokens) if token is not None}
     special = description.get("special", {END_OF_TEXT: len(tokens)})
@@ -512,16 +512,21 @@ def find_tokenizer(name):
 
 def read_tokenizer(folder, about, vocab_size):  # about: the model's config.json
     """Return the description of a model's tokenizer; ValueError if tiktoken's ids would differ."""
+    def load(name):  # {} if there is no such file
+        return json.loads((folder / name).read_bytes()) if (folder / name).exists() else {}
     merges_of = {"tokenizer.json": None, "vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
     name = next((name for name in merges_of if (folder / name).exists()), None)
     if name is None:
         return find_tokenizer("gpt2") if vocab_size == 50257 else None
-    found = json.loads((folder / name).read_bytes())
+    found, options = load(name), load("tokenizer_config.json")
     if name == "tokenizer.json":
         check_tokenizer(found)
     else:  # two files
         text = (folder / merges_of[name]).read_text(encoding="utf-8")
-        found = {"model": dict(vocab=found, merges=regex.findall("(?m)^(?!#version).* .*$", text))}
+        vocab = found | load("added_tokens.json")
+        found = {"model": dict(vocab=vocab, merges=regex.findall("(?m)^(?!#version).* .*$", text))}
+    if options.get("add_prefix_space") or (merges_of[name] and options.get("add_bos_token")):
+        raise ValueError("its tokenizer_config.json sets add_prefix_space or add_bos_token")
     special = {added["content"]: added["id"] for added in found.get("added_tokens") or ()}
     ids, merges = found["model"]["vocab"] | special, found["model"]["merges"]
     pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]

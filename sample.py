@@ -51,7 +51,11 @@ def print_continuations(model, encoding, prompt, generator):
     n_rows = 1 if beams or probs else num_samples
     idx = torch.tensor([ids] * n_rows, device=model.transformer.wte.weight.device)  # (B, T)
     if beams:
-        return print_beams(model, encoding, prompt, idx)
+        found = beam_search(model, idx, max_new_tokens, beams, length_penalty, encoding.end_id)
+        for text_ids, log_prob in found:
+            print(f"log-probability {log_prob:.3f}:", file=sys.stderr)
+            print(prompt, *map(text_decoder(encoding), text_ids[len(ids):]), sep="", flush=True)
+        return
     # Each step gives the next ids (B, 1) and the logits (B, n_ids) from which they were drawn.
     steps = model.stream(idx, max_new_tokens, temperature, top_k, top_p, encoding.end_id,
                          generator, compile=compile)
@@ -118,13 +122,6 @@ def configure(arguments, current=None):
     if not 0 < settings["top_p"] <= 1:
         config.usage(f"top_p={settings['top_p']}: expected above 0 and at most 1")
     globals().update(settings)
-
-
-def print_beams(model, encoding, prompt, idx):
-    found = beam_search(model, idx, max_new_tokens, beams, length_penalty, encoding.end_id)
-    for ids, log_prob in found:
-        print(f"log-probability {log_prob:.3f}:", file=sys.stderr)
-        print(prompt, *map(text_decoder(encoding), ids[idx.size(1):]), sep="", flush=True)
 
 
 def text_decoder(encoding):

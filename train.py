@@ -279,8 +279,7 @@ def main(arguments):
     if eval_only:
         name = get_snapshot(out_dir) if init_from in ("auto", "resume", "scratch") else init_from
         losses = evaluate(Run(settings, meta, data, machine), eval_split, name)
-        print(REPORT.format(f"{eval_split} with {name} ({block_size=})", **losses))
-        return None
+        return print(REPORT.format(f"{eval_split} with {name} ({block_size=})", **losses))
     lock = prepare.lock_folder(out_dir) if machine.rank == 0 else None  # noqa: F841 (kept open)
     run = start_run(settings, meta, data, machine)
     catch_signals(run)
@@ -476,7 +475,6 @@ def start_run(settings, meta, data, machine):
     if snapshot:
         with prepare.named_errors(out_dir):
             resume(run, snapshot)
-    # The run ends after max_iters or max_epochs, whichever comes first.
     per_iteration = batch_size * gradient_accumulation_steps  # sequences
     unread = math.ceil(max_epochs * (len(data["train"]) // block_size)) - run.sequences
     last = (run.step + math.ceil(unread / per_iteration)) if max_epochs else math.inf

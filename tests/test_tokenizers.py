@@ -174,27 +174,78 @@ def test_an_id_that_no_token_has_can_be_decoded(folder, tmp_path):
     assert_equal_ids(description, exported)
 
 
-@pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
-@pytest.mark.parametrize("special", [(END_OF_TEXT,), ROBERTA, ()], ids=["first", "five", "last"])
-def test_two_files_of_vocabulary_and_merges_open(names, special, folder):
-    found = train(special) if special else train(())
-    if not special:  # OpenAI's order
-        found["model"]["vocab"][END_OF_TEXT] = len(found["model"]["vocab"])
+def write_two_files(folder, found, names=("vocab.json", "merges.txt")):
+    """Write these files in place of tokenizer.json; return the library's tokenizer."""
     opened(folder, found)
     (folder / "tokenizer.json").unlink()
     vocabulary, merges = (folder / name for name in names)
     vocabulary.write_text(json.dumps(found["model"]["vocab"]), encoding="utf-8")
     merges.write_text("\n".join(["#version: 0.2", *strings(found)["model"]["merges"], ""]),
                       encoding="utf-8")
-    theirs = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(*map(str, (vocabulary, merges))))
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocabulary), str(merges)))
     theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return theirs
+
+
+@pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
+@pytest.mark.parametrize("special", [(END_OF_TEXT,), ROBERTA, ()], ids=["first", "five", "last"])
+def test_two_files_of_vocabulary_and_merges_open(names, special, folder):
+    found = train(special) if special else train(())
+    if not special:  # OpenAI's order
+        found["model"]["vocab"][END_OF_TEXT] = len(found["model"]["vocab"])
+    theirs = write_two_files(folder, found, names)
     description = GPT.from_pretrained(folder).tokenizer
-    vocabulary.unlink()
-    merges.unlink()
+    for name in names:
+        (folder / name).unlink()
     encoding = load_tokenizer(description)
     assert encoding.encode_ordinary(TEXT) == theirs.encode(TEXT).ids
     last = found["model"]["vocab"][special[0] if special else END_OF_TEXT]
     assert last in encoding.encode(special[0] if special else END_OF_TEXT, allowed_special="all")
+
+
+@pytest.fixture
+def two_files(folder):
+    theirs = write_two_files(folder, train())
+    theirs.add_special_tokens([END_OF_TEXT])
+    yield theirs
+    for name in ("merges.txt", "vocab.json", "added_tokens.json", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def test_tokens_added_to_two_files_have_their_ids(two_files, folder):
+    names = ["<|user|>", "[PAD]", "foobar"]
+    first = two_files.get_vocab_size()
+    (folder / "added_tokens.json").write_text(json.dumps(
+        {name: first + i for i, name in enumerate(names)}), encoding="utf-8")
+    two_files.add_special_tokens(names)
+    assert_equal_ids(GPT.from_pretrained(folder).tokenizer, two_files)
+
+
+@pytest.mark.parametrize("key", ["add_prefix_space", "add_bos_token"])
+def test_a_tokenizer_config_that_adds_to_each_text_is_refused(key, two_files, folder):
+    options = folder / "tokenizer_config.json"
+    options.write_text(json.dumps({key: True}))
+    with pytest.raises(ValueError, match=key):
+        GPT.from_pretrained(folder)
+    options.write_text(json.dumps({key: False}))
+    assert_equal_ids(GPT.from_pretrained(folder).tokenizer, two_files)
+
+
+def test_a_tokenizer_config_can_add_a_space_to_tokenizer_json_but_no_token(folder):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    opened(folder, train())
+    text = "O gentle night"
+    for key, is_refused in (("add_bos_token", False), ("add_prefix_space", True)):
+        (folder / "tokenizer_config.json").write_text(json.dumps(
+            {"tokenizer_class": "GPT2Tokenizer", key: True, "bos_token": END_OF_TEXT}))
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+        if is_refused:
+            with pytest.raises(ValueError, match=key):
+                GPT.from_pretrained(folder)
+        else:
+            ours = load_tokenizer(GPT.from_pretrained(folder).tokenizer).encode(text)
+        assert (theirs != ours) == is_refused
+    (folder / "tokenizer_config.json").unlink()
 
 
 @pytest.mark.parametrize("special, eos", [((END_OF_TEXT,), 0), (ROBERTA, 2), (("<s>",), 0),

@@ -289,6 +289,18 @@ def test_integers_in_a_tensorflow_checkpoint_are_not_taken_for_floats_of_the_sam
     assert "model/h1/ln_2/b is damaged, partitioned or not float32" in refusal(folder)
 
 
+def test_shards_of_old_files_are_read_exactly(folder):
+    model = make_model()
+    tensors = gpt2_tensors(model)
+    files = {"pytorch_model-00001-of-00002.bin": list(tensors)[::2],
+             "pytorch_model-00002-of-00002.bin": list(tensors)[1::2]}
+    for file, names in files.items():
+        torch.save({name: tensors[name] for name in names}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(
+        {"weight_map": {name: file for file, names in files.items() for name in names}}))
+    assert same(model, GPT.from_pretrained(folder))
+
+
 def test_a_shard_without_tensors_makes_no_difference(folder):
     model = make_model()
     write_shards(folder, gpt2_tensors(model))
@@ -365,6 +377,13 @@ def test_a_checkpoint_of_nanogpt_with_gpt2s_vocabulary_has_gpt2s_tokenizer(tmp_p
     model = make_model(vocab_size=50304)
     torch.save(nanogpt(model, "", vocab_size=50304), tmp_path / "ckpt.pt")
     assert GPT.from_pretrained(tmp_path / "ckpt.pt").tokenizer == tokens
+
+
+def test_a_checkpoint_of_nanogpt_with_an_output_matrix_of_its_own_is_refused(tmp_path):
+    saved = nanogpt(make_model(), "")
+    saved["model"]["lm_head.weight"] = saved["model"]["lm_head.weight"] + 1
+    torch.save(saved, tmp_path / "ckpt.pt")
+    assert "lm_head.weight differs from wte.weight" in refusal(tmp_path / "ckpt.pt")
 
 
 def test_a_damaged_checkpoint_of_nanogpt_is_refused_by_name(tmp_path, capsys):
