@@ -490,9 +490,10 @@ def test_a_model_is_downloaded_once(hub, trained, tmp_path, monkeypatch):
 
 
 def test_a_revision_shards_and_a_bin_are_found(hub, trained, exported, tmp_path):
-    from test_weight_files import write_bin, write_shards
+    from test_weight_files import write_bin, write_bin_shards, write_shards
     for name, write, revision in (("a/shards", write_shards, "v1.0"),
-                                  ("bin", write_bin, "refs/pr/7")):
+                                  ("bin", write_bin, "refs/pr/7"),
+                                  ("bins", write_bin_shards, "v2.0")):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         shutil.copy(exported / "config.json", folder)
