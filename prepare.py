@@ -268,7 +268,7 @@ def lock_folder(folder):
 
 @contextmanager
 def named_errors(name, stream=None):
-    """Turn whatever a parser raises on a broken file into a one-line ValueError with its name."""
+    """Turn a parser's error into a one-line ValueError with its file, less torch.load's advice."""
     try:
         yield
     except Exception as error:  # every format has exceptions of its own
@@ -276,12 +276,12 @@ def named_errors(name, stream=None):
         if named or regex.search("(Memory|Permission)Error|allocate mem|Input/|Stale", repr(error)):
             error.filename = getattr(error, "filename", None) or str(name)
             raise  # (named by an inner call, or the file is not to blame)
-        reason = " ".join(str(error).split()) or repr(error)
+        reason = regex.sub(r"(?s)^Weights only.*(r error:|source\.)|\s+", " ", str(error)).strip()
         missing = "no " if isinstance(error, KeyError) else ""  # its text is the key alone
         if stream and isinstance(error, UnicodeDecodeError):
             offset = stream.buffer.tell() - len(error.object) + error.start
             reason = f"byte {offset} is not UTF-8 (see prepare.py's --encoding_errors)"
-        raise ValueError(f"{name}: {missing}{reason:.300}") from error
+        raise ValueError(f"{name}: {missing}{reason or repr(error):.300}") from error
 
 
 def fingerprint(path):
