@@ -590,8 +590,8 @@ def load_pretrained(name, dropout):
         path = get_snapshot(path)
     if path.suffix == ".pt":
         return read_snapshot(path, dropout=dropout)["model"]
-    if path.is_file():
-        raise ValueError(f"{name} is a file: expected its folder, or a snapshot (.pt)")
+    if path.is_file() or (name.split("@")[0].count("/") > 1 and not path.is_dir()):
+        raise ValueError(f"{name} is not a folder: expected a model's, or a snapshot (.pt)")
     with prepare.named_errors(name):
         folder = path if path.is_dir() else hub_folder(name)
         file = next(folder / file for file in CONFIG_FILES if (folder / file).exists())

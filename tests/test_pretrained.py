@@ -396,7 +396,7 @@ def test_a_file_of_weights_is_no_name_of_a_model(tmp_path):
     GPT(GPTConfig(block_size=16, vocab_size=400, n_layer=1, n_head=2, n_embd=8)).save_pretrained(
         tmp_path / "model")
     code, _, err = call("sample", f"--init_from={tmp_path / 'model' / 'model.safetensors'}")
-    assert code == 1 and "is a file: expected its folder" in err and err.count("\n") == 1
+    assert code == 1 and "is not a folder: expected a model's" in err and err.count("\n") == 1
 
 
 # ---- the hub ------------------------------------------------------------------------------------
@@ -477,6 +477,13 @@ def cached(tmp_path):
     """The files in the cache under their final names."""
     return sorted(path.name for path in (tmp_path / "hub").rglob("*")
                   if path.is_file() and path.suffix != ".part")
+
+
+@pytest.mark.parametrize("name", ["./models/mine", "runs/models/mine", "/nowhere/mine"])
+def test_a_folder_that_does_not_exist_is_not_looked_for_at_the_hub(name, hub):
+    with pytest.raises(ValueError, match="is not a folder"):
+        GPT.from_pretrained(name)
+    assert hub.asked == []
 
 
 def test_a_model_is_downloaded_once(hub, trained, tmp_path, monkeypatch):
