@@ -403,7 +403,7 @@ def read(name, file, inner_name=None):
             if not member.is_dir() and not HIDDEN_MEMBER.search(member.filename):
                 yield from read(f"{name}/{member.filename}", archive.open(member))
     elif ending in TEXT_ENDINGS:
-        stream = io.TextIOWrapper(file, "utf-8", encoding_errors, "\n")
+        stream = io.TextIOWrapper(file, "utf-8-sig", encoding_errors, "\n")  # (-sig: no BOM)
         with named_errors(name, stream):
             yield from (json_texts(stream) if ending == ".jsonl" else text_pieces(stream))
     else:

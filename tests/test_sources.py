@@ -288,6 +288,13 @@ def test_a_name_with_commas_and_an_ending_in_capitals_can_be_given():
         assert prepared(name, *ALL_TRAIN)[0]["train"] == ["one", "two"]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text():
+    Path("mark.txt").write_bytes("\ufeffO gentle \ufeffnight".encode())
+    assert prepared("mark.txt", *ALL_TRAIN)[0]["train"] == ["O gentle \ufeffnight"]
+    Path("invalid.txt").write_bytes(b"\xef\xbb\xbfO gentle \xff night")
+    fails("invalid.txt", "invalid.txt: byte 12 is not UTF-8")
+
+
 def test_empty_texts_are_no_documents(text):
     os.mkdir("in")
     Path("in/a.txt").write_text(text)
