@@ -460,8 +460,7 @@ def start_run(settings, meta, data, machine):
         new_config = GPTConfig(**shape)
     except ValueError as error:
         config.usage(error)
-    snapshot = find_own_snapshot(settings, meta)
-    if snapshot:
+    if snapshot := find_own_snapshot(settings, meta):
         model = snapshot["model"]
     elif init_from not in ("auto", "scratch", "resume"):
         model = load_weights_for(init_from, meta)
@@ -765,7 +764,8 @@ def draw_losses(rows, title):  # -> a picture of the training and validation los
     if evaluated := [row for row in rows if "val_loss" in row]:
         best = min(evaluated, key=lambda row: row["val_loss"])
         note = "best: {val_loss:.3f} at iteration {step:.0f}, {val_bits_per_byte:.3f} bits per byte"
-        svg += [text(750, 110, note.format(**best), "end")]
+        mark = f'<circle cx="{x(best["step"]):.1f}" cy="{y(best["val_loss"]):.1f}" r="4"/>'
+        svg += [mark, text(750, 110, note.format(**best), "end")]
     return "\n".join([*svg, "</svg>\n"])
 
 

@@ -293,6 +293,9 @@ def test_the_loss_curve_is_a_picture_with_both_curves_and_numbers(finished_run):
     note, = [text for text in words if text.startswith("best: ")]
     assert f"{float(best['val_loss']):.3f} at iteration {best['step']}" in note
     assert f"{float(best['val_bits_per_byte']):.3f} bits per byte" in note
+    mark, = [node for node in root if node.tag.endswith("circle")]
+    lowest = max(lines[1].get("points").split(), key=lambda point: float(point.split(",")[1]))
+    assert lowest == f"{mark.get('cx')},{mark.get('cy')}"
 
 
 def test_the_loss_curve_is_drawn_at_evaluations_only(data_dir, tmp_path, monkeypatch):
