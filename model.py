@@ -179,9 +179,9 @@ class GPT(nn.Module):
                 return
             idx = torch.cat((idx, new), dim=1)
 
-    def generate(self, idx, max_new_tokens, **options):
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
         """Return idx with its continuation: (B, T) -> (B, up to T + max_new_tokens); see stream."""
-        new = [ids for ids, _ in self.stream(idx, max_new_tokens, **options)]
+        new = [ids for ids, _ in self.stream(idx, max_new_tokens, temperature, top_k, **options)]
         return torch.cat([idx, *new], dim=1)
 
     def num_params(self):
@@ -540,7 +540,7 @@ def read_snapshot(path, **changes):
             state = {re.sub(PREFIXES, "", key): tensor for key, tensor in snapshot["model"].items()
                      if not key.endswith(".attn.bias")}  # the causal mask
             snapshot = dict(model_config=shape, model_state_dict=state, tokenizer=tokenizer)
-        elif snapshot.get("format_version") != 2:
+        elif not isinstance(snapshot, dict) or snapshot.get("format_version") != 2:
             raise ValueError("not a snapshot of this version of train.py (format_version 2)")
         model = with_weights(GPTConfig(**(snapshot["model_config"] | changes)),
                              dict(snapshot["model_state_dict"]))  # a copy, which is emptied
@@ -568,7 +568,7 @@ def snapshots(out_dir):  # -> their paths, the newest first
 
 
 def torch_load(path, mmap=True):  # -> what torch.save wrote; nothing in it is executed
-    is_zip = zipfile.is_zipfile(path)  # before 2020, torch.save wrote another format
+    is_zip = np.fromfile(path, "u1", 1).tolist() != [0x80]  # (files from before 2020 begin so)
     if is_zip and (damaged := zipfile.ZipFile(path).testzip()):  # compares all checksums
         raise ValueError(f"its record {damaged} is damaged")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)

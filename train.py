@@ -335,6 +335,8 @@ def configure(arguments):
         config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")
     if size and any(text.startswith(("--n_layer", "--n_head", "--n_embd")) for text in arguments):
         config.usage(f"n_layer, n_head, n_embd have no effect beside {size=}: add --size= as well")
+    if n_embd % n_head != 0 and not size:
+        config.usage(f"{n_embd=} is not a multiple of {n_head=}")
     if min_lr > learning_rate:
         config.usage(f"{min_lr=}: expected at most {learning_rate=}")
     if overwrite and init_from in ("auto", "resume"):
@@ -456,17 +458,13 @@ def start_run(settings, meta, data, machine):
     """Return the Run, resumed from out_dir's newest snapshot, or with pretrained or new weights."""
     shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd) | SIZES.get(size, {})
     shape |= dict(block_size=block_size, vocab_size=meta["vocab_size"], dropout=dropout, bias=bias)
-    try:
-        new_config = GPTConfig(**shape)
-    except ValueError as error:
-        config.usage(error)
     if snapshot := find_own_snapshot(settings, meta):
         model = snapshot["model"]
     elif init_from not in ("auto", "scratch", "resume"):
         model = load_weights_for(init_from, meta)
     else:
         torch.manual_seed(seed)
-        model = GPT(new_config)
+        model = GPT(GPTConfig(**shape))
     forward = distributed(model.eval(), machine.device)
     run = Run(settings, meta, data, machine, forward, model, make_optimizers(model))
     run.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
@@ -700,9 +698,10 @@ def report(run, text):
 def progress(run):  # -> a line with the run's progress, average speed and remaining time
     seconds = time.monotonic() - run.started
     speed = run.sequences * block_size / seconds
-    return (f"iteration {run.step}/{run.n_iters}: {seconds:.2f} s, loss {run.loss:.4f}, "
+    epoch = run.sequences / (len(run.data["train"]) // block_size)
+    return (f"iteration {run.step}/{run.n_iters}, epoch {epoch:.2f}: loss {run.loss:.4f}, "
             f"{speed:,.0f} tokens/s, {speed * run.model.flops_per_token() / 1e9:,.0f} GFLOP/s, "
-            f"{(seconds / run.step) * (run.n_iters - run.step):.0f} s left")
+            f"{seconds:.2f} s, {(seconds / run.step) * (run.n_iters - run.step):.0f} s left")
 
 
 def log_progress(run):

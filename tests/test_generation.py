@@ -420,6 +420,9 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another():
     first, again, other = (model.generate(prompt, 20, generator=seeded(seed)) for seed in (5, 5, 6))
     assert first.equal(again)
     assert not first.equal(other)
+    by_position = model.generate(prompt, 20, 0.7, 9, generator=seeded(5))
+    assert by_position.equal(model.generate(prompt, 20, temperature=0.7, top_k=9,
+                                            generator=seeded(5)))
 
 
 def test_each_row_of_a_batch_is_continued_by_itself():

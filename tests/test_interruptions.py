@@ -590,7 +590,7 @@ def test_a_snapshot_cut_at_any_length_is_refused(uninterrupted, tmp_path):
     path = tmp_path / "cut.pt"
     for length in [*range(0, len(whole), len(whole) // 80), *range(len(whole) - 30, len(whole))]:
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="cut.pt: .+"):
+        with pytest.raises(ValueError, match="cut.pt: File is not a zip file$"):
             read_snapshot(path)
 
 

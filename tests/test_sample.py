@@ -631,6 +631,8 @@ def test_a_file_that_is_no_snapshot_is_named(sampled, run_dir, tmp_path):
         if content is not None:
             (tmp_path / name).write_bytes(content)
         assert_refused(sampled(f"--snapshot={tmp_path / name}"), 1, str(tmp_path / name))
+    torch.save([1, 2], tmp_path / "list.pt")
+    assert_refused(sampled(f"--snapshot={tmp_path / 'list.pt'}"), 1, "list.pt: not a snapshot")
     assert_refused(sampled(f"--snapshot={tmp_path / 'missing.pt'}"), 1, "missing.pt")
     assert_refused(sampled(f"--snapshot={tmp_path}"), 1, str(tmp_path))
 

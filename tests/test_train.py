@@ -310,7 +310,7 @@ def test_the_loss_curve_is_drawn_at_evaluations_only(data_dir, tmp_path, monkeyp
 def test_a_pipe_gets_plain_lines_only(data_dir, tmp_path):
     out = run(data_dir, tmp_path)
     assert "\r" not in out and "\033" not in out
-    assert len(re.findall(r"^iteration \d+/12: .* loss", out, re.MULTILINE)) == 12
+    assert len(re.findall(r"^iteration \d+/12, epoch .* loss", out, re.MULTILINE)) == 12
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
@@ -354,11 +354,14 @@ def test_samples_continue_the_prompt_and_predicted_is_what_the_model_expects(dat
     assert f"  predicted |{encoding.decode(likeliest.tolist())!r}\n" in out
 
 
-def test_the_progress_says_the_average_speed_and_the_time_left():
+def test_the_progress_says_the_epoch_the_average_speed_and_the_time_left():
+    data = dict(train=range(400 * train.block_size + 1))
     run = SimpleNamespace(started=time.monotonic() - 50, sequences=200, n_iters=100, step=25,
-                          loss=1.5, model=SimpleNamespace(flops_per_token=lambda: 10**9))
+                          loss=1.5, data=data, model=SimpleNamespace(flops_per_token=lambda: 10**9))
     speed = 200 * train.block_size / 50
-    assert train.progress(run).endswith(f" {speed:,.0f} tokens/s, {speed:,.0f} GFLOP/s, 150 s left")
+    assert train.progress(run) == ("iteration 25/100, epoch 0.50: loss 1.5000, "
+                                   f"{speed:,.0f} tokens/s, {speed:,.0f} GFLOP/s, "
+                                   "50.00 s, 150 s left")
 
 
 def test_a_clock_that_is_set_back_changes_no_seconds(data_dir, tmp_path, monkeypatch):
@@ -764,11 +767,11 @@ def test_a_short_text_is_memorized(tmp_path, text):
             "--test_fraction=0", f"--out_dir={tmp_path / 'data'}")
     succeed("train", "config/memorize.py", f"--data_dir={tmp_path / 'data'}", "--device=cpu",
             f"--out_dir={tmp_path / 'out'}")
-    assert float(rows(tmp_path / "out")[-1]["train_loss"]) <= 0.099999
+    assert float(rows(tmp_path / "out")[-1]["train_loss"]) <= 0.05
     start = short[:short.index(" ", 30)]  # whole words, as the tokens have it
     found = succeed("sample", f"--out_dir={tmp_path / 'out'}", f"--start={start}", "--device=cpu",
-                    "--temperature=0", "--max_new_tokens=60")
-    assert len(found) > 150 and short.startswith(found.rstrip("\n"))
+                    "--temperature=0", "--max_new_tokens=300")
+    assert len(found) > 500 and short.startswith(found.rstrip("\n"))
 
 
 # ---- bad input ----------------------------------------------------------------------------------
@@ -838,7 +841,7 @@ def test_a_training_split_shorter_than_a_block_is_named(data_dir, tmp_path):
     (["--dropout=1.5"], "dropout=1.5")])
 def test_an_impossible_shape_is_a_usage_error(data_dir, tmp_path, arguments, word):
     assert word in fails(data_dir, tmp_path / "out", *arguments, code=2)
-    assert not (tmp_path / "out" / "snapshots").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_device_is_named(data_dir, tmp_path):
@@ -853,7 +856,7 @@ def test_an_unwritable_out_dir_is_named(data_dir, tmp_path):
 @pytest.mark.parametrize("argument", ["--optimizer=sgd", "--lr_schedule=up", "--batch_size=0",
                                       "--size=gpt5", "--learning_rate=-1", "--target_split=dev",
                                       "--eval_split=dev", "--compile=maybe", "--overwrite",
-                                      "--min_lr=0.1"])
+                                      "--min_lr=0.1", "--beta1=1.0", "--beta2=1.5"])
 def test_an_invalid_setting_is_a_usage_error(data_dir, tmp_path, argument):
     assert argument[2:].split("=")[0] in fails(data_dir, tmp_path, argument, code=2)
 
