@@ -72,55 +72,49 @@ def mxint(weight, bits):
     return (numbers / units * power).reshape(weight.shape)
 
 
-def by_brevitas(name, bits):
+def round_all(name, bits):
+    """A model and its rounded weights, in groups."""
     model = make()
+    if name == "MXINT by hand":
+        for layer in layers(model):
+            layer.weight.data = mxint(layer.weight.data, bits)
+        return model, torch.cat([layer.weight.reshape(-1, 32) for layer in layers(model)])
     model.model = layerwise_quantize(model.model, {torch.nn.Linear: (
         qnn.QuantLinear, {"weight_quant": getattr(quant, name), "weight_bit_width": bits})}).eval()
-    return model, [layer.quant_weight().value for layer in layers(model)]
-
-
-def by_hand(bits):
-    model = make()
-    for layer in layers(model):
-        layer.weight.data = mxint(layer.weight.data, bits)
-    return model, [layer.weight for layer in layers(model)]
+    return model, torch.cat([
+        layer.quant_weight().value.reshape(-1, 32) for layer in layers(model)])
 
 
 @torch.no_grad()
-def compare(name, bits, model, found):
-    found = torch.cat([weight.reshape(-1, 32) for weight in found])
-    power = 2 ** weights.abs().amax(1, keepdim=True).log2().floor()
-    cut = weights.abs() > power
+def compare(name, bits):
+    model, found = round_all(name, bits)
     error = (model(texts).logits - logits).std().item()
     print(f"{name}, {bits} bits: {(found - weights).std() / weights.std():.4f}, {error:.4f}")
-    return error, found, cut, power
+    return error, found
 
 
 original = make()
 logits = original(texts).logits.detach()
 weights = torch.cat([layer.weight.detach().reshape(-1, 32) for layer in layers(original)])
+power = 2 ** weights.abs().amax(1, keepdim=True).log2().floor()
+cut = weights.abs() > power
 errors = {}
 for name, bits in (("MXInt8Weight", 8), ("MXInt8Weight", 4), ("ShiftedMXUInt8Weight", 8),
                    ("MXFloat8e4m3Weight", 8), ("Int8WeightPerChannelFloat", 8),
-                   ("Int8WeightPerChannelFloat", 4)):
-    errors[name, bits], found, cut, power = compare(name, bits, *by_brevitas(name, bits))
+                   ("Int8WeightPerChannelFloat", 4), ("MXINT by hand", 8), ("MXINT by hand", 4)):
+    errors[name, bits], found = compare(name, bits)
     if (name, bits) == ("MXInt8Weight", 8):
-        # All and only the weights beyond the power of two end there (on the positive side: one
-        # step before it).
-        ends = torch.where(weights > 0, power * 127 / 128, -power)
-        assert torch.equal(found[cut], ends[cut])
+        # All and only the weights beyond the power of two end there (the positive ones a step
+        # before it).
+        assert torch.equal(found[cut], torch.where(weights > 0, power * 127 / 128, -power)[cut])
         assert ((found - weights).abs() <= power / 128 + 1e-7)[~cut].all()
-        share = cut.float().mean().item()
-        print(f"  of these weights are cut: {share:.3f}; of the groups:",
+        assert torch.equal(found, round_all("MXInt8WeightMSE", 8)[1])
+        print(f"  of these weights are cut: {cut.float().mean():.3f}; of the groups:",
               f"{cut.any(1).float().mean():.3f}")
-        assert torch.equal(found, torch.cat([
-            weight.reshape(-1, 32) for weight in by_brevitas("MXInt8WeightMSE", 8)[1]]))
-for bits in (8, 4):
-    errors["by hand", bits] = compare("MXINT by hand", bits, *by_hand(bits))[0]
 print(f"the logits themselves: {logits.std():.2f}")
 assert errors["MXInt8Weight", 8] > errors["Int8WeightPerChannelFloat", 4]
 assert errors["ShiftedMXUInt8Weight", 8] > errors["MXInt8Weight", 8] > 0.5
-assert errors["by hand", 8] < 0.1 and errors["MXFloat8e4m3Weight", 8] < 0.2
+assert errors["MXINT by hand", 8] < 0.1 and errors["MXFloat8e4m3Weight", 8] < 0.2
 activations = torch.randn(64, 128, generator=torch.Generator().manual_seed(2))
 rounded = qnn.QuantIdentity(quant.MXInt8Act, group_dim=1).eval()(activations)
 parts = [((values - activations).std() / activations.std()).item()

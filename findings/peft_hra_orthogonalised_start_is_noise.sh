@@ -10,9 +10,9 @@
 # "rotation" stretches the weight to the threefold along some direction. Where the difference is
 # exactly zero (with other seeds and sizes), the loss is NaN from the start; elsewhere the gradient
 # is larger by up to twelve orders of magnitude, as it's divided by that length, too. Nothing is
-# said about it; PEFT's own test only asks that the option changes the output. With
-# init_weights=False (random vectors; one is told not to change that) it is a rotation, though not
-# by zero; so it is with an odd r, of which PEFT warns that the vectors don't pair.
+# said about it. With init_weights=False (random vectors; one is told not to change that) it is a
+# rotation, though not by zero; so it is with an odd r, of which PEFT warns that the vectors don't
+# pair. The numbers with apply_GS depend on how the processor rounds.
 #
 # Seen (a small Llama that has learned to count, adapter on all its linear layers; the loss, the
 # norm of its gradient, the largest and smallest singular value of the layers' rotations):
