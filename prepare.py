@@ -145,7 +145,7 @@ def main(arguments):
     # First pass: count. A document comes in pieces; is_last is true for the one that ends it.
     n_documents, n_characters = count(document_pieces(paths))
     split_pieces = split_by_position if n_documents == 1 else split_by_hash
-    lock = lock or lock_folder(out_dir)  # one run at a time (an unusable text leaves no folder)
+    lock = lock or lock_folder(out_dir)  # one run at a time; only now: the text can be used
     finish_publishing(out_dir)  # in case an earlier run was interrupted
 
     # Second pass, for a BPE: learn the tokenizer from the training split alone.
