@@ -72,7 +72,7 @@ class CausalSelfAttention(nn.Module):
         if cache is None:
             y = attention(q, k, v)  # (B, n_head, T, head_dim)
         else:  # generating (class Cache, below): also attend to earlier tokens
-            y = attention(q, *cache.update(self.layer, k, v))
+            y = attention(q, *cache.update(self.layer, k, v))  # k, v, is_causal, mask
         y = y.transpose(1, 2).reshape(B, T, C)  # concatenate the heads
         return self.dropout(self.c_proj(y))
 
@@ -255,14 +255,14 @@ class Cache:
         return k, v, self.is_causal, self.mask  # mask (T, window)
 
     def next_logits(self, idx):
-        """Return the logits (B, n_ids) of what follows idx (B, T), usually reading its newest token
-        alone. Keys depend on positions: a full cache can't just drop its oldest; it is emptied."""
+        """Return the logits (B, n_ids) of the token after idx (B, T). Normally reads only the last
+        token of idx. A full cache is emptied: dropping its oldest would shift all positions."""
         block_size = self.model.config.block_size
         if self.length == block_size:
             self.length = 0  # as if the text began with the newest half of a block
             idx = idx[:, -max(1, block_size // 2):]
         unread = idx[:, -block_size:] if self.length == 0 else idx[:, -1:]
-        return self.read(unread)[:, :self.n_ids]  # the logits beyond it are padding
+        return self.read(unread)[:, :self.n_ids]  # beyond n_ids, logits are padding
 
     def read(self, ids):
         return self.model(ids, cache=self)[0][:, -1]  # calls extend, and update in each layer
@@ -325,7 +325,7 @@ def get_device(device="auto", dtype="auto"):
 
 
 def attention(q, k, v, is_causal=True, mask=None):
-    """Attend with q (..., T, head_dim) to k, v (..., S, head_dim) where mask (T, S) is True."""
+    """Attend with q (..., T, head_dim) to k, v (..., S, head_dim). mask (T, S): bool or added."""
     has_slow_backward = torch.is_autocast_enabled("cpu") and q.requires_grad and q.size(2) < 256
     if q.is_cpu and (has_slow_backward or q.dtype != k.dtype):  # (a CPU's cache is in float32)
         with torch.autocast("cpu", enabled=False):  # in 16 bits, either takes up to twice as long
@@ -336,7 +336,7 @@ def attention(q, k, v, is_causal=True, mask=None):
 def linear_cross_entropy(x, weight, targets):
     """F.cross_entropy(F.linear(x, weight), targets, ignore_index=-1) for x (N, C), targets (N,)."""
     if not x.is_cuda and len(x) * len(weight) > 1e8 and hasattr(F, "linear_cross_entropy"):
-        # All logits would be by far the largest tensor. PyTorch 2.13 computes chunks.
+        # All logits would be by far the largest tensor. PyTorch 2.13 can compute them in chunks.
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None)
         with torch.autocast(x.device.type, enabled=False):
             return F.linear_cross_entropy(x, weight, targets, ignore_index=-1, options=options)
@@ -523,7 +523,7 @@ def beam_search(model, idx, max_new_tokens, beams, length_penalty=1.0, eos_token
         texts = torch.cat((texts[parents], new[:, None]), dim=1)
         cache.past[..., :cache.length, :] = cache.past[:, :, parents, :, :cache.length]
     lengths = ((texts[:, T:] != eos_token).sum(dim=1) + 1).clamp(max=texts.size(1) - T)
-    ranks = scores / lengths ** length_penalty
+    ranks = scores / (lengths ** length_penalty)
     return [(texts[i, :T + lengths[i]].tolist(), scores[i].item())
             for i in ranks.argsort(descending=True, stable=True) if scores[i] > -math.inf]
 

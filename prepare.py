@@ -36,7 +36,7 @@ split_on_eot = False  # whether <|endoftext|> in a text ends a document; else it
 val_fraction = 0.1  # fraction of the text held out for validation during training
 test_fraction = 0.1  # fraction held out for one final test
 # tokenizer
-tokenizer = "bpe"  # 'bpe': trained here; 'gpt2': OpenAI's; or a folder of a model, run or data
+tokenizer = "bpe"  # 'bpe': trained here; or that of 'gpt2', owner/name, a model, run or data folder
 vocab_size = 2048  # tokens of the trained BPE, <|endoftext|> included; 257 is plain bytes
 bpe_sample_mb = 10.0  # train the BPE on about this many million training characters
 # system
@@ -55,7 +55,7 @@ def train_bpe(word_counts, vocab_size):
     begin as bytes, the tokens 0 to 255. Then the most frequent pair of adjacent tokens (on a tie,
     the one with smaller ids) becomes a new token, and so on. In merged, a token is the character
     chr(id), so that a merge is str.replace: once "th" is 256, "the" is chr(256) + "e"."""
-    tokens = [chr(byte) for byte in range(256)]  # id -> its bytes, as latin-1: JSON has no bytes
+    tokens = [chr(byte) for byte in range(256)]  # id -> bytes as characters: JSON has no bytes
     ids = {token: i for i, token in enumerate(tokens)}
     merged = {word: word.encode("utf-8").decode("latin-1") for word in word_counts}  # byte -> chr
     pair_counts = collections.Counter()
@@ -85,8 +85,8 @@ def train_bpe(word_counts, vocab_size):
 
 
 def load_tokenizer(description):
-    """Return tiktoken's encoding for a description, a dict: "name", "tokens" (None: an unused id)
-    and perhaps "special", "eot_token". Of a word's pairs, the one learned first merges first."""
+    """Return tiktoken's encoding for a description: "name", "tokens" (None: an unused id), perhaps
+    "special" {text: id} and "eot_token", an id. A word's pairs merge in the order of learning."""
     if description is None:
         raise ValueError("the model has no tokenizer: put a BPE's tokenizer.json into its folder")
     tokens = description["tokens"]
@@ -124,7 +124,7 @@ def split_by_hash(pieces, n_characters=None):  # called like split_by_position
 
 
 def write_splits(pieces, encoding):
-    """Write each split's ids to SPLIT.bin.new; return ({split: its size}, sha256 of all text)."""
+    """Write each split's ids to SPLIT.bin.new; return ({split: counts}, sha256 of all text)."""
     splits = {split: collections.Counter(tokens=0, bytes=0) for split in SPLITS}
     digest = hashlib.sha256()
     with ExitStack() as stack:  # closes all three files
@@ -145,7 +145,7 @@ def main(arguments):
     # First pass: count. A document comes in pieces; is_last is true for the one that ends it.
     n_documents, n_characters = count(document_pieces(paths))
     split_pieces = split_by_position if n_documents == 1 else split_by_hash
-    lock = lock or lock_folder(out_dir)  # one run at a time; only now: the text can be used
+    lock = lock or lock_folder(out_dir)  # only now: an unusable text must not create the folder
     finish_publishing(out_dir)  # in case an earlier run was interrupted
 
     # Second pass, for a BPE: learn the tokenizer from the training split alone.
@@ -224,7 +224,7 @@ def encode_in_threads(pieces, encoding):
             ids = np.append(ids, encoding.end_id)
         return split, text.encode("utf-8"), ids.astype(encoding.dtype)
 
-    encoding.encode("\na")  # the first thread to encode slows down the others: this one is idle
+    encoding.encode("\na")  # tiktoken's first thread slows down the others: let it be this idle one
     n_threads = workers or os.cpu_count()
     with ThreadPoolExecutor(n_threads) as threads:  # few pieces are read ahead, to save memory
         while ahead := list(itertools.islice(pieces, 64 * n_threads)):
@@ -250,7 +250,7 @@ def atomic_write(path, mode="wb"):
 
 
 def lock_folder(folder):
-    """Return a file that holds a lock on the folder until it is closed; None if it can't be."""
+    """Return a file that holds a lock on the folder until closed; None where locks don't work."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     file = open(Path(folder, ".lock"), "a")
     try:
@@ -291,7 +291,7 @@ def fingerprint(path):
     with open(path, "rb") as file, named_errors(path):
         for i in range(64):
             file.seek((i * size) // 64)
-            digest.update(file.read(min(65536, size // 64 + 1)))
+            digest.update(file.read(min(65536, (size // 64) + 1)))
     return digest.hexdigest()
 
 
@@ -369,7 +369,7 @@ def find_files(sources):
             download(source, local)
         found = sorted(str(path) for path in found if os.path.isfile(path))
         if not found:
-            raise FileNotFoundError(2, "No such file or directory, or an empty one", source)
+            raise ValueError(f"input={source!r}: no such file, folder, corpus or pattern, or empty")
         yield from found
 
 
@@ -497,7 +497,7 @@ def finish_publishing(folder):
 
 
 def find_tokenizer(name):
-    """Return the description of a tokenizer: "gpt2" or that of a data, model or run folder."""
+    """Return the description of the tokenizer of "gpt2", a data or run folder, or a model."""
     if name == "gpt2":
         try:
             tokens = tiktoken.get_encoding("gpt2").decode_tokens_bytes(range(50256))  # ordinary

@@ -65,7 +65,7 @@ def print_continuations(model, encoding, prompt, generator):
 
 def print_texts(encoding, prompt, steps):
     """Print num_samples texts one after the other, the first one as it is generated."""
-    decoders = [text_decoder(encoding) for _ in range(num_samples)]  # a character may be 2 tokens
+    decoders = [text_decoder(encoding) for _ in range(num_samples)]  # characters may span tokens
     texts = [prompt] * num_samples
     print(prompt, end="", flush=True)
     for new, _ in steps:

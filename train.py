@@ -67,7 +67,7 @@ target_split = "train"  # the loss that target_loss refers to: 'train' or 'val'
 optimizer = "muon"  # 'muon' (for the matrices in the blocks, AdamW for the rest) or 'adamw'
 learning_rate = 0.01  # AdamW's peak learning rate
 muon_learning_rate = 0.03  # Muon's peak learning rate
-muon_polynomials = "newton-schulz"  # or 'polar-express': faster, less exact
+muon_polynomials = "newton-schulz"  # how it orthogonalizes; 'polar-express': faster, less exact
 weight_decay = 0.1  # for matrices only; with Muon, those in the blocks
 embedding_weight_decay = 0.0  # with Muon: for the embeddings
 beta1 = 0.9  # AdamW: decay rate of the first moment
@@ -78,10 +78,10 @@ warmup_iters = 10  # iterations of linear warmup
 lr_schedule = "linear"  # then: 'linear' or 'cosine' decay to min_lr, 'step', or 'constant'
 min_lr = 0.0  # AdamW's final learning rate; Muon's decays in proportion
 lr_decay_iters = 0  # the iteration at which min_lr is reached; 0: the end of the run
-lr_gamma = 0.5  # 'step' multiplies by this ...
-lr_step_iters = 1000  # ... after each lr_step_iters iterations
+lr_gamma = 0.5  # 'step' multiplies the learning rates by this ...
+lr_step_iters = 1000  # ... every lr_step_iters iterations after the warmup
 # system
-seed = 1337  # for the weights, the order of the data and dropout
+seed = 1337  # for the weights, the order of the data, dropout and the samples
 device = "auto"  # 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto': the fastest available
 dtype = "auto"  # 'float32', 'bfloat16' or 'float16' for matrix products
 compile = "auto"  # torch.compile: True, False; 'auto': on CUDA, if the run is long enough
@@ -128,15 +128,14 @@ POLYNOMIALS = {"newton-schulz": 5 * [(3.4445, -4.7750, 2.0315)],
 
 
 def orthogonalized(x, polynomials):  # (n, rows, cols) -> (n, rows, cols)
-    """Move singular values s towards 1: each step, a s + b s^3 + c s^5, lifts the small ones."""
+    """Move all singular values towards 1: each step maps a value s to a s + b s^3 + c s^5."""
     if x.size(1) > x.size(2):
         return orthogonalized(x.mT, polynomials).mT  # transposed: the products are smaller
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value exceeds this norm
     for a, b, c in POLYNOMIALS[polynomials]:
         gram = x @ x.mT
-        # polynomial = b * gram + c * gram @ gram; x = a * x + polynomial @ x (each in one kernel)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b * gram + c * gram @ gram
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a * x + polynomial @ x, also in one kernel
     return x
 
 
@@ -161,7 +160,7 @@ class Muon(torch.optim.Optimizer):
                     updates.append(full_tensor(p.grad.lerp(buffer, group["momentum"])))
                 # 2. Orthogonalize. (c_attn is three matrices: for Q, K and V.)
                 height = cols if rows == 3 * cols else rows
-                scale = math.sqrt(max(1, height / cols))  # makes the entries' RMS 1 / sqrt(cols)
+                scale = math.sqrt(max(1, height / cols))  # the entries' RMS: about 1 / sqrt(cols)
                 matrices = torch.cat(updates).view(-1, height, cols)  # (n, height, cols)
                 results = orthogonalized(matrices, group["polynomials"]) * scale
                 # 3. Weight decay and update. (full_tensor and shard_like matter to FSDP only.)
@@ -334,7 +333,7 @@ def configure(arguments):
     if not max_iters and not max_epochs:
         config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")
     if size and any(text.startswith(("--n_layer", "--n_head", "--n_embd")) for text in arguments):
-        config.usage(f"n_layer, n_head, n_embd have no effect beside {size=}: add --size= as well")
+        config.usage(f"n_layer, n_head, n_embd have no effect beside {size=}: --size= unsets it")
     if n_embd % n_head != 0 and not size:
         config.usage(f"{n_embd=} is not a multiple of {n_head=}")
     if min_lr > learning_rate:
@@ -357,7 +356,7 @@ def start_processes():
     torch.set_float32_matmul_precision("high")  # on GPUs: TF32 where the dtype is float32
     if "RANK" in os.environ:  # started by torchrun
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo")
-        # Left to the interpreter's end, or while a cycle refers to DDP, this can abort.
+        # While the interpreter shuts down, or a cycle keeps DDP alive, this can abort.
         atexit.register(dist.destroy_process_group)
         atexit.register(gc.collect)  # runs first: the last to be registered
     rank, n_processes = (dist.get_rank(), dist.get_world_size()) if "RANK" in os.environ else (0, 1)
@@ -501,7 +500,7 @@ def load_weights_for(name, meta):
 
 
 def find_own_snapshot(settings, meta):
-    """Return out_dir's newest valid snapshot (its init_from becomes that of settings) or None."""
+    """Return out_dir's newest valid snapshot (settings takes over its init_from) or None."""
     source = "scratch" if init_from in ("auto", "resume") else init_from
     hint = f"choose another --out_dir, or replace that run: --init_from={source} --overwrite"
     candidates = [] if overwrite or init_from == "scratch" else snapshots(out_dir)
@@ -518,7 +517,8 @@ def find_own_snapshot(settings, meta):
         # What a run can't change when it resumes ("data" is the training split's fingerprint):
         for name in "data init_from optimizer size n_layer n_head n_embd block_size bias".split():
             if ours[name] != theirs.get(name):
-                raise ValueError(f"{path} has {name}={theirs.get(name)}, not {ours[name]}: {hint}")
+                raise ValueError(f"{path} was trained with {name}={theirs.get(name)!s:.40}, not "
+                                 f"{ours[name]!s:.40}: {hint}")
         return snapshot | {"path": path}
     if not overwrite and (files_of_run() or init_from == "resume"):
         missing = "" if init_from == "scratch" else " and no valid snapshot to resume"

@@ -83,7 +83,7 @@ def checked(described, allowed, name, value, text):
         usage(f"{name}={value!r}: expected one of {', '.join(map(repr, valid))}")
     limit = 1 if name.startswith(("beta", "dropout")) else 2**63  # (those are fractions)
     if type(value) in (int, float) and not valid <= value < limit:
-        usage(f"{name}={value}: expected a number of at least {valid} and below {limit}")
+        usage(f"{name}={value}: expected a number of at least {valid} and below {limit:g}")
     return value
 
 

@@ -190,7 +190,7 @@ def test_the_bin_files_are_raw_little_endian_ids_like_nanogpts(tmp_path, text):
 
 
 @pytest.mark.parametrize("content, word", [
-    (None, "No such file"), (b"", "characters"), (b"ab", "characters"),
+    (None, "no such file"), (b"", "characters"), (b"ab", "characters"),
     (b"good " * 1000 + b"\xff bad", "byte 5000 is not UTF-8"),
     (b"x" * (1 << 20) + "é".encode()[:1], "byte 1048576 is not UTF-8"),
 ], ids=["missing", "empty", "short", "not utf-8", "cut off"])

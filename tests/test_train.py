@@ -202,7 +202,7 @@ def test_a_run_of_another_size_is_not_resumed(data_dir, tmp_path, monkeypatch):
 def test_another_run_in_the_folder_is_not_touched(data_dir, finished_run, argument, word):
     before = {path: path.read_bytes() for path in finished_run.rglob("*.*") if path.is_file()}
     error = fails(data_dir, finished_run, argument, "--max_iters=20")
-    assert f" has {word}" in error and "--out_dir" in error
+    assert f" with {word}" in error and "--out_dir" in error
     del before[finished_run / ".lock"]  # it holds the number of the last process
     assert all(path.read_bytes() == content for path, content in before.items())
 
