@@ -304,7 +304,7 @@ SIZES = {
 
 
 def get_device(device="auto", dtype="auto"):
-    """Return (torch.device, torch.dtype) for the two settings. Raises ValueError."""
+    """Return (torch.device, torch.dtype) for the two settings; ValueError without that device."""
     if device == "auto":
         device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     try:
@@ -319,8 +319,6 @@ def get_device(device="auto", dtype="auto"):
         dtype = "bfloat16" if device.type == "cpu" and is_fast else "float32"
         if device.type == "cuda":
             dtype = "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"  # not emulated
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
     return device, getattr(torch, dtype)
 
 

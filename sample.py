@@ -116,7 +116,8 @@ def main(arguments):
 # ---- plumbing: skip on a first reading ----
 
 def configure(arguments, current=None):
-    settings = config.override(__file__, arguments, current, num_samples=1, stride=1)
+    settings = config.override(__file__, arguments, current, num_samples=1, stride=1,
+                               dtype=("auto", "float32", "bfloat16", "float16", "int8"))
     if settings["dtype"] == "int8" and settings["device"] not in ("auto", "cpu"):
         config.usage(f"dtype='int8' with device={settings['device']!r}: expected 'cpu'")
     if not 0 < settings["top_p"] <= 1:

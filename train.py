@@ -328,7 +328,8 @@ def configure(arguments):
         keep_snapshots=1, log_interval=1, block_size=1, batch_size=1, gradient_accumulation_steps=1,
         eval_interval=1, eval_split=prepare.SPLITS, lr_step_iters=1, optimizer=("muon", "adamw"),
         muon_polynomials=(*POLYNOMIALS,), lr_schedule=("linear", "cosine", "step", "constant"),
-        target_split=("train", "val"), parallel=("ddp", "fsdp"), compile=("auto", True, False))
+        target_split=("train", "val"), parallel=("ddp", "fsdp"), compile=("auto", True, False),
+        dtype=("auto", "float32", "bfloat16", "float16"))
     globals().update(settings)
     if not max_iters and not max_epochs:
         config.usage("max_iters=0 and max_epochs=0.0: expected a limit in one of them")
@@ -346,7 +347,7 @@ def configure(arguments):
 def start_processes():
     """Choose the device and, under torchrun, join the other processes; return the Machine."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        # Keep freed memory: getting it back from the system takes half of a small iteration's time.
+        # Keep freed memory: getting it back from the system takes a tenth of a small iteration.
         ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
     if "RANK" in os.environ and device != "cpu" and torch.cuda.is_available():

@@ -544,9 +544,8 @@ def assert_refused(result, code, *named):
     "--temperature=hot", "--top_k=-1", "--max_new_tokens=-1", "--num_samples=0", "--beams=-2",
     "--stride=0", "--seed=-1", "--probs=-1", "--dtype=int4", "--device=nowhere"])
 def test_an_invalid_setting_is_named(argument, sampled):
-    code, out, err = sampled(argument)
-    assert code in (1, 2)
-    assert_refused((code, out, err), code, argument[2:].partition("=")[0])
+    code = 1 if argument == "--device=nowhere" else 2  # that one isn't wrong everywhere
+    assert_refused(sampled(argument), code, argument[2:].partition("=")[0])
 
 
 def test_a_wrong_name_of_a_setting_ends_with_the_nearest_right_one(sampled):

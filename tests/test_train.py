@@ -856,7 +856,8 @@ def test_an_unwritable_out_dir_is_named(data_dir, tmp_path):
 @pytest.mark.parametrize("argument", ["--optimizer=sgd", "--lr_schedule=up", "--batch_size=0",
                                       "--size=gpt5", "--learning_rate=-1", "--target_split=dev",
                                       "--eval_split=dev", "--compile=maybe", "--overwrite",
-                                      "--min_lr=0.1", "--beta1=1.0", "--beta2=1.5"])
+                                      "--min_lr=0.1", "--beta1=1.0", "--beta2=1.5",
+                                      "--dtype=int8"])
 def test_an_invalid_setting_is_a_usage_error(data_dir, tmp_path, argument):
     assert argument[2:].split("=")[0] in fails(data_dir, tmp_path, argument, code=2)
 
