@@ -347,7 +347,7 @@ def configure(arguments):
 def start_processes():
     """Choose the device and, under torchrun, join the other processes; return the Machine."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        # Keep freed memory: getting it back from the system takes a tenth of a small iteration.
+        # Keep freed memory: getting it back from the system takes a sixth of a small iteration.
         ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
     if "RANK" in os.environ and device != "cpu" and torch.cuda.is_available():
