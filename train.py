@@ -522,9 +522,8 @@ def find_own_snapshot(settings, meta):
                                  f"{ours[name]!s:.40}: {hint}")
         return snapshot | {"path": path}
     if not overwrite and (files_of_run() or init_from == "resume"):
-        missing = "" if init_from == "scratch" else " and no valid snapshot to resume"
-        raise ValueError(f"{init_from=}, but {out_dir} has {len(files_of_run())} files of a run"
-                         f"{missing}: {hint}")
+        found = "a run" if init_from == "scratch" else "no valid snapshot to resume"
+        raise ValueError(f"{init_from=}, but {out_dir} has {found}: {hint}")
     return None
 
 
@@ -580,7 +579,6 @@ def catch_signals(run):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if run.machine.rank == 0:  # (print must not be called from here)
             os.write(2, b"\nstopping: a snapshot is written first; Ctrl-C again ends at once\n")
-
     signal.signal(signal.SIGINT, note)
     signal.signal(signal.SIGTERM, note)
 
@@ -635,7 +633,12 @@ def evaluate(run, split, name=None):
         if check_signals(run):  # end early: the caller discards the result
             break
     loss = sum_over_processes(nats) / (ends - begins - 1).sum().item()
-    bits_per_byte = (loss / math.log(2)) * (len(tokens) / run.meta["splits"][split]["bytes"])
+    n_bytes = run.meta["splits"][split]["bytes"]
+    if math.isnan(n_bytes):  # no meta.json has counted them; <|endoftext|> counts as 0
+        lengths = np.array([*map(len, run.meta["tokenizer"]["tokens"]), 0])  # in bytes
+        n_bytes = sum(lengths.take(part[i:i + 2**20], mode="clip").sum() for part in tokens.parts
+                      for i in range(0, len(part), 2**20))
+    bits_per_byte = (loss / math.log(2)) * (len(tokens) / n_bytes)
     return dict(loss=loss, perplexity=math.exp(min(loss, 700)), bits_per_byte=bits_per_byte)
 
 

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiktoken
 import torch
 from conftest import ROOT, TINY, call, succeed
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -1159,6 +1160,11 @@ def test_shards_of_llmc_are_a_data_folder_with_the_losses_of_nanogpts_files(tmp_
                 f"--out_dir={tmp_path}/out_{name}")
     nano, shards = (without_times(tmp_path / f"out_{name}") for name in ("nano", "shards"))
     assert nano == shards and len(nano) >= 4
+    gpt2 = tiktoken.get_encoding("gpt2")
+    text = gpt2.decode_bytes(tokens[2000:][tokens[2000:] != gpt2.eot_token].tolist())
+    last = rows(tmp_path / "out_shards")[-1]  # bits per byte without a meta.json
+    bits = float(last["val_loss"]) / math.log(2) * 1000 / len(text)
+    assert math.isclose(float(last["val_bits_per_byte"]), bits)
     path = tmp_path / "shards" / "x_train_000002.bin"
     path.write_bytes(path.read_bytes()[:-100])
     assert str(path) in fails(tmp_path / "shards", tmp_path / "out")
