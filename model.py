@@ -72,7 +72,7 @@ class CausalSelfAttention(nn.Module):
         if cache is None:
             y = attention(q, k, v)  # (B, n_head, T, head_dim)
         else:  # generating (class Cache, below): also attend to earlier tokens
-            y = attention(q, *cache.update(self.layer, k, v))  # k, v, is_causal, mask
+            y = cache.attend(self.layer, q, k, v)
         y = y.transpose(1, 2).reshape(B, T, C)  # concatenate the heads
         return self.dropout(self.c_proj(y))
 
@@ -158,7 +158,7 @@ class GPT(nn.Module):
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_token=None,
                generator=None, compile=False):
         """Yield the ids (B, 1) and logits (B, n_ids) of each new token after idx (B, T); n_ids is
-        the tokenizer's size. Stops after max_new_tokens, or when each row has produced eos_token.
+        the tokenizer's size. Stops after max_new_tokens, or once every row has produced eos_token.
         A text may grow beyond block_size. Each row has its own random numbers: except for rounding
         and int8, it doesn't depend on the other rows. compile: CUDA replays steps as graphs."""
         if temperature < 0 or (top_k or 0) < 0 or (top_p is not None and not 0 < top_p <= 1):
@@ -248,11 +248,11 @@ class Cache:
             self.mask = self.position[:, None] >= torch.arange(self.window, device=self.past.device)
         return self.position
 
-    def update(self, layer, k, v):
-        """Store a layer's new keys and values; return all in the window, is_causal and the mask."""
+    def attend(self, layer, q, k, v):
+        """Store a layer's new keys and values; return attention of q to all in the window."""
         self.past[layer].index_copy_(-2, self.position, torch.stack((k, v)).to(self.past.dtype))
         k, v = self.past[layer][..., :self.window, :]  # (B, n_head, window, head_dim) each
-        return k, v, self.is_causal, self.mask  # mask (T, window)
+        return attention(q, k, v, self.is_causal, self.mask)  # mask (T, window)
 
     def next_logits(self, idx):
         """Return the logits (B, n_ids) of the token after idx (B, T). Normally reads only the last
@@ -265,7 +265,7 @@ class Cache:
         return self.read(unread)[:, :self.n_ids]  # beyond n_ids, logits are padding
 
     def read(self, ids):
-        return self.model(ids, cache=self)[0][:, -1]  # calls extend, and update in each layer
+        return self.model(ids, cache=self)[0][:, -1]  # calls extend, and attend in each layer
 
 
 def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
@@ -280,7 +280,7 @@ def choose_token(logits, u, temperature=1.0, top_k=None, top_p=None):
     total = cumulative[:, -1:]
     if top_p is not None and top_p < 1:  # the last token kept is the first that reaches top_p
         total = cumulative.gather(1, torch.searchsorted(cumulative, top_p * total))
-    # Inverse transform sampling: the first token at which a random part of the total is reached.
+    # Inverse transform sampling: the first token whose cumulative probability reaches a random one.
     return ids.gather(1, torch.searchsorted(cumulative, (1 - u) * total))
 
 
@@ -355,7 +355,7 @@ def linear_cross_entropy(x, weight, targets):
 def measure(loss_of, tokens, windows, batch_size, block_size, rank=0, n_processes=1):
     """Yield the sum of the losses, in nats, of each batch. A window (begin, first, end) predicts
     tokens[first:end], each from the tokens since begin. loss_of(inputs, targets) is the mean loss.
-    Other targets are -1. All processes yield equally many (FSDP); a batch may have no window."""
+    Other targets are -1. All processes yield the same number (FSDP); a batch may be empty."""
     for i in range(0, len(windows), n_processes * batch_size):
         ids = torch.zeros(batch_size, 1 + block_size, dtype=torch.int64)
         targets = torch.full((batch_size, 1 + block_size), -1)
@@ -528,8 +528,8 @@ def read_snapshot(path, **changes):
     with prepare.named_errors(path):
         snapshot = torch_load(path, mmap=False)
         if "model_args" in snapshot:
-            print("note: nanoGPT computes GELU exactly, this model its tanh form, as GPT-2 does: "
-                  "the loss differs slightly", file=sys.stderr)
+            print("note: nanoGPT computes GELU exactly, this model its tanh approximation, as "
+                  "GPT-2 does: the loss differs slightly", file=sys.stderr)
             shape = snapshot["model_args"]
             tokenizer = prepare.find_tokenizer("gpt2") if shape["vocab_size"] >= 50257 else None
             state = {re.sub(PREFIXES, "", key): tensor for key, tensor in snapshot["model"].items()
@@ -549,7 +549,7 @@ def get_snapshot(out_dir, which="auto"):
     """Return the path of a run's snapshot: 'best', 'final', 'latest' or the first that exists."""
     paths = [Path(out_dir, "best.pt"), Path(out_dir, "final_model.pt"), *snapshots(out_dir)]
     named = {"auto": paths, "best": paths[:1], "final": paths[1:2], "latest": paths[2:]}
-    for path in named.get(which, [Path(which)]):
+    for path in named.get(which, [Path(which), Path(out_dir, which)]):
         if path.exists():
             return path
     raise ValueError(f"there is no snapshot ({which}) in {out_dir}: run python train.py first (a "

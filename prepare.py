@@ -427,7 +427,7 @@ def json_texts(stream):
 
 def text_pieces(stream):
     """Yield (text, is_last) for a document's pieces, the first as long as split_by_hash needs. One
-    ends after a block's last <|endoftext|> (split_on_eot), else where no token or mark is cut."""
+    ends after a block's last <|endoftext|> (split_on_eot), else where it cuts no token or mark."""
     ends = r"\S(?=[ \n])|\p{L}(?=[^\p{L}<|>])|\p{N}(?=[^\p{N}<|>])"  # to| be, to|!, not to|<
     rest = ""
     while len(block := stream.read(2**17)) == 2**17:

@@ -160,7 +160,7 @@ class Muon(torch.optim.Optimizer):
                     updates.append(full_tensor(p.grad.lerp(buffer, group["momentum"])))
                 # 2. Orthogonalize. (c_attn is three matrices: for Q, K and V.)
                 height = cols if rows == 3 * cols else rows
-                scale = math.sqrt(max(1, height / cols))  # the entries' RMS: about 1 / sqrt(cols)
+                scale = math.sqrt(max(1, height / cols))  # makes the entries' RMS 1 / sqrt(cols)
                 matrices = torch.cat(updates).view(-1, height, cols)  # (n, height, cols)
                 results = orthogonalized(matrices, group["polynomials"]) * scale
                 # 3. Weight decay and update. (full_tensor and shard_like matter to FSDP only.)
@@ -243,7 +243,7 @@ def train_step(run):
         # DDP averages the gradients over the processes in the last backward pass only.
         is_last = i + n_processes >= gradient_accumulation_steps
         run.forward.require_backward_grad_sync = is_last
-        # Forward. The factor makes the sum of a process's passes their mean, as DDP expects.
+        # Forward. The factor makes the sum of a process's passes their mean; DDP averages those.
         ids = get_batch(run.data["train"], run.sequences + i * batch_size)
         inputs, targets = ids[:, :-1], ids[:, 1:]  # the target of a position is the next token
         loss = loss_of(run, inputs, targets) * (n_processes / gradient_accumulation_steps)
@@ -376,7 +376,7 @@ def sum_over_processes(number):
     return total.item()
 
 
-def full_tensor(tensor):  # complete, where FSDP gives each process a shard
+def full_tensor(tensor):  # gathered, if FSDP gave each process a shard
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -422,8 +422,8 @@ def load_data(folder):
         if about["fingerprint"] != fingerprint:
             raise ValueError(f"{path} is missing or not what meta.json says: {again}")
         if len(data[split]) < least.get(split, 0):
-            raise ValueError(f"{path} is missing or has under {least[split]} tokens: lower "
-                             f"{block_size=}, use more text, or {again}")
+            raise ValueError(f"{path} is missing or has under {least[split]} tokens: use more text "
+                             f"(or with train, a smaller {block_size=}), or {again}")
     meta["tokenizer"] = meta.get("tokenizer") or prepare.find_tokenizer("gpt2")
     return meta, data
 

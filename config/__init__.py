@@ -32,7 +32,7 @@ def override(script, arguments, current=None, **allowed):
             name, equals, text = argument[2:].partition("=")
             value = text if equals else True
             with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-                value = ast.literal_eval(text)  # a number or True; any other text stays text
+                value = ast.literal_eval(text)  # a number, True or 'text'; other text stays
             given[name] = checked(described, allowed, name, value, text if equals else value)
         elif not argument.endswith(".py"):
             usage(f"{argument!r} is neither --setting=value nor a config file ending in .py")

@@ -196,6 +196,8 @@ def test_the_snapshot_can_be_chosen_by_name_or_path_and_is_the_best_by_default(
     final = text_of(*arguments)  # there is no best.pt
     assert text_of(*arguments, "--snapshot=final") == final != SPELLED + "\n"
     assert text_of(*arguments, "--snapshot=latest") == SPELLED + "\n"
+    for path in (folder / "snapshot_step_7.pt", "snapshots/snapshot_step_7.pt"):  # or in out_dir
+        assert text_of(*arguments, f"--snapshot={path}") == SPELLED + "\n"
 
 
 # ---- text appears as it is generated ------------------------------------------------------------
