@@ -8,9 +8,9 @@
 #   takes the softmax over the chosen ones, so that the weights add up to 1: each expert layer's
 #   output is too large, the more so the less sure the router is. That's all Jambas but the one with
 #   3 billion parameters, which has no experts.
-# - ERNIE's router adds a bias to the probabilities when it chooses (not when it weights), with which
-#   the load of the experts was balanced in training. mlx-lm throws it away while it loads the
-#   weights, and chooses other experts for many tokens. Without the bias both agree.
+# - ERNIE's router adds a bias to the probabilities when it chooses (not when it weights): training
+#   balanced the load of the experts with it. mlx-lm throws it away while it loads the weights, and
+#   chooses other experts for many tokens. Without the bias both agree.
 #
 # Seen (random weights; the largest difference of a logit, in the standard deviations of the logits,
 # from transformers as it is, and from transformers with what mlx-lm does):
