@@ -422,8 +422,8 @@ def load_data(folder):
         if about["fingerprint"] != fingerprint:
             raise ValueError(f"{path} is missing or not what meta.json says: {again}")
         if len(data[split]) < least.get(split, 0):
-            raise ValueError(f"{path} is missing or has under {least[split]} tokens: use more text "
-                             f"(or with train, a smaller {block_size=}), or {again}")
+            raise ValueError(f"{path} is missing or has under {least[split]} tokens: lower "
+                             f"{block_size=} (if it is train), use more text, or {again}")
     meta["tokenizer"] = meta.get("tokenizer") or prepare.find_tokenizer("gpt2")
     return meta, data
 

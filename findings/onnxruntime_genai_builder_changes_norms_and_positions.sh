@@ -3,16 +3,16 @@
 # same, or says that it can't: "The dynamic RoPE style is not currently supported."
 #
 # onnxruntime-genai 0.18.0, onnxruntime 1.32.0, transformers 5.23.0: not so, and without a word:
-# - OLMo has LayerNorm without weights. The builder gives it weights of 1 and biases of 0, but leaves
-#   the kind of norm at its default, RMSNorm: the mean isn't subtracted. So no OLMo model works.
+# - OLMo has LayerNorm without weights. The builder gives it weights of 1 and biases of 0, but the
+#   kind of norm stays the default, RMSNorm: the mean isn't subtracted. So no OLMo model works.
 # - It looks for the norms' epsilon only under the name rms_norm_eps. Phi's layer_norm_eps and
 #   Nemotron's norm_eps, both 1e-5, become 1e-6, as does OLMo's constant 1e-5.
-# - A Llama's positions are scaled only if rope_type is "llama3". With "linear", which DeepSeek Coder
-#   has, with "yarn" and with "longrope" they stay as they are. Mistral and Qwen 2 get the linear
+# - A Llama's positions are scaled only if rope_type is "llama3". With "linear", as in DeepSeek
+#   Coder, with "yarn" and with "longrope" they stay as they are. Mistral and Qwen 2 get the linear
 #   scaling, and an error for types that the builder can't do.
 #
-# Seen (40 tokens, the largest difference of a logit of the last one from transformers' model, in the
-# standard deviation of the logits):
+# Seen (40 tokens, the largest difference of a logit of the last one from transformers' model, in
+# standard deviations of the logits):
 #   OLMo: 2.00115
 #   OLMo, compared with RMSNorm: 0.00000
 #   Phi: 0.00090
